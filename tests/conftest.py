@@ -1,0 +1,19 @@
+"""Shared by all tests. A test's folder says its level: tests/unit, tests/vm (real guests), tests/browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LEVELS = ("unit", "vm", "browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by its folder, then run the fast ones first: a plain mistake should not wait for guests."""
+    for item in items:
+        if not any(item.get_closest_marker(level) for level in LEVELS):
+            folder = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
+            item.add_marker(folder if folder in LEVELS else "vm" if item.path.suffix == ".ipynb" else "unit")
+    items.sort(key=lambda item: next(i for i, level in enumerate(LEVELS) if item.get_closest_marker(level)))

@@ -1,0 +1,71 @@
+"""vmlab: whole computers as notebook variables.
+
+>>> import vmlab
+>>> lab = vmlab.Lab()  # doctest: +SKIP
+>>> web = lab.create("web", "tiny")  # doctest: +SKIP
+
+In a notebook, ``%load_ext vmlab`` gives ``%vm`` and ``%%vm``; on the command line there is ``vmlab``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmlab.guest.agent import CommandResult
+    from vmlab.guest.screen import Screenshot
+    from vmlab.image import Image
+    from vmlab.lab import Lab, Limits
+    from vmlab.machine import Machine, Usage
+    from vmlab.snapshot import Snapshot
+
+__version__ = "0.1.0"
+
+# Loaded when first used: Jupyter imports this package only to ask what it offers, and must not pay for libvirt.
+_WHERE = {
+    "CommandResult": "vmlab.guest.agent",
+    "Image": "vmlab.image",
+    "Lab": "vmlab.lab",
+    "Limits": "vmlab.lab",
+    "Machine": "vmlab.machine",
+    "Screenshot": "vmlab.guest.screen",
+    "Snapshot": "vmlab.snapshot",
+    "Usage": "vmlab.machine",
+    "errors": "vmlab.errors",
+}
+
+__all__ = [
+    "CommandResult",
+    "Image",
+    "Lab",
+    "Limits",
+    "Machine",
+    "Screenshot",
+    "Snapshot",
+    "Usage",
+    "errors",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vmlab' has no attribute '{name}'")
+    module = import_module(_WHERE[name])
+    return module if name == "errors" else getattr(module, name)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Make ``%vm`` and ``%%vm`` available: what ``%load_ext vmlab`` calls."""
+    from vmlab import notebook
+
+    notebook.load_ipython_extension(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Undo it: what ``%unload_ext vmlab`` calls."""
+    from vmlab import notebook
+
+    notebook.unload_ipython_extension(shell)

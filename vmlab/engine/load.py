@@ -1,0 +1,293 @@
+"""Starting machines: from a snapshot, with its RAM mapped copy-on-write; or by booting."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from vmlab.engine import mapped_ram
+from vmlab.engine.save import boot_id, host_cpu
+from vmlab.errors import HypervisorError, ImageMissing, SnapshotDamaged, SnapshotIncompatible
+from vmlab.hypervisor import domain_xml
+from vmlab.hypervisor.domain import Domain, versions
+from vmlab.store.records import MachineRecord, SnapshotRecord
+from vmlab.store.store import Store
+
+LOAD_TIMEOUT = 60.0
+
+
+def check(store: Store, record: SnapshotRecord) -> None:
+    """Refuse a snapshot that cannot be continued, before anything is touched.
+
+    Sizes are always checked; the contents of the RAM once after each boot of the host, because what was in memory only
+    when the host went down may not have reached the disk.
+
+    Raises
+    ------
+    SnapshotDamaged
+        A file is missing or has another size or content than it had.
+    SnapshotIncompatible
+        It was taken by a newer QEMU, another accelerator, or on another CPU.
+    """
+    folder = store.snapshot_folder(record.id)
+    for layer in record.layers.values():
+        _check_chain(store, layer, record.id)
+    if record.ram is None:
+        return
+    have = versions(store.account)["qemu"]
+    if _numbers(have)[:2] < _numbers(record.qemu)[:2]:
+        raise SnapshotIncompatible(
+            f"The snapshot was taken with QEMU {record.qemu}, and this host has {have}, which is older.",
+            hint=f"install QEMU {record.qemu} or newer, or start the machine from its disk with `%vm start --boot`",
+        )
+    if record.host_cpu and record.host_cpu != host_cpu():
+        raise SnapshotIncompatible(
+            f"The snapshot was taken on another CPU ({record.host_cpu}) and uses all it has; this one is {host_cpu()}.",
+            hint="continue it on a host with that CPU",
+        )
+    base = record if record.ram.base is None else store.snapshot(record.ram.base)
+    for part in (record, base):
+        assert part.ram is not None
+        path = store.snapshot_folder(part.id) / "ram"
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise mapped_ram.damaged(path, "is missing") from None
+        if size != part.ram.file_size:
+            raise mapped_ram.damaged(path, f"has {size} bytes instead of {part.ram.file_size}")
+    if record.ram.base is None:
+        mapped_ram.parse(folder / "thin")
+    checked = store.home / "cache" / "checked" / record.id
+    if record.boot != boot_id() and record.ram.digest and not (
+        checked.exists() and checked.read_text() == boot_id()
+    ):
+        check_contents(store, record)
+        store.account.make_dir(checked.parent)
+        checked.write_text(boot_id())
+
+
+def check_contents(store: Store, record: SnapshotRecord) -> None:
+    """Compare the RAM and the devices' state of a snapshot with their fingerprints.
+
+    Raises
+    ------
+    SnapshotDamaged
+        They differ.
+    """
+    import hashlib
+
+    assert record.ram is not None
+    path = store.snapshot_folder(record.id) / "ram"
+    layout = mapped_ram.parse(path)
+    if hashlib.sha256(mapped_ram.device_bytes(path, layout)).hexdigest() != record.ram.devices_digest:
+        raise mapped_ram.damaged(path, "does not hold the state of the devices any more")
+    if record.ram.digest and ram_digest(store, record) != record.ram.digest:
+        raise mapped_ram.damaged(path, "does not hold the RAM that was saved any more")
+
+
+def ram_digest(store: Store, record: SnapshotRecord) -> str:
+    """Return the fingerprint of the RAM as the files hold it now."""
+    assert record.ram is not None
+    chain = [record.id] if record.ram.base is None else [record.ram.base, record.id]
+    paths = [store.snapshot_folder(s) / "ram" for s in chain]
+    return mapped_ram.digest([(path, mapped_ram.parse(path)) for path in paths])
+
+
+def _check_chain(store: Store, layer: str, snapshot: str) -> None:
+    try:
+        for record in store.layer_chain(layer):
+            if not store.layer_path(record.id).exists():
+                raise FileNotFoundError(record.id)
+            if record.base and not (store.home / "bases" / record.base).exists():
+                raise ImageMissing(
+                    f"The disk {record.base}, which this state stands on, is gone.", hint="restore it from a backup"
+                )
+    except FileNotFoundError as error:
+        raise SnapshotDamaged(
+            f"A disk layer of snapshot {snapshot} is gone.",
+            hint="go back to another snapshot (`%vm tree` shows them)",
+            layer=error.filename or error,
+        ) from error
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def wiring(
+    store: Store, machine: MachineRecord, *, ram: domain_xml.MappedRam | None = None
+) -> domain_xml.Wiring:
+    """Return what ties the next start of a machine to its files."""
+    folder = store.machine_folder(machine.name)
+    return domain_xml.Wiring(
+        name=machine.name,
+        uuid=machine.uuid,
+        genid=machine.genid,
+        mac=machine.mac,
+        base=store.home / "bases" / machine.spec.base,
+        serial_log=folder / "serial.log",
+        disks={target: store.layer_path(layer) for target, layer in machine.layers.items()},
+        sound_file=folder / f"sound-{machine.starts}.wav" if machine.spec.sound == "wav" else None,
+        nvram=folder / "nvram.fd",
+        ram=ram,
+    )
+
+
+def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
+    """Start a machine by booting it from its disk or kernel.
+
+    Raises
+    ------
+    ImageMissing
+        A file that it boots from is gone.
+    """
+    spec = machine.spec
+    base = store.home / "bases" / spec.base
+    for file in (spec.kernel, spec.initrd, *spec.cdroms):
+        if file and not (base / file).exists():
+            raise ImageMissing(
+                f"The file {file} that {machine.name} boots from is gone.",
+                hint=f"build or import the image '{machine.image}' again and make a new machine",
+            )
+    for layer in machine.layers.values():
+        _check_chain(store, layer, "the present")
+    machine.starts += 1
+    domain.create(domain_xml.build(spec, wiring(store, machine)), paused=False)
+    machine.mapped = machine.resume = None
+    forward(machine, domain)
+
+
+def define(store: Store, machine: MachineRecord, domain: Domain) -> None:
+    """Make a machine known to libvirt also when it does not run."""
+    domain.define(domain_xml.build(machine.spec, wiring(store, machine)))
+
+
+def resume(
+    store: Store, machine: MachineRecord, domain: Domain, record: SnapshotRecord, *, paused: bool = False
+) -> None:
+    """Start a machine in the state of a live snapshot; its layers must already stand on the snapshot's.
+
+    Parameters
+    ----------
+    paused
+        Leave it stopped before its first instruction.
+
+    Raises
+    ------
+    HypervisorError
+        QEMU could not start or did not accept the state; no QEMU is left running.
+    """
+    assert record.ram is not None
+    base = record if record.ram.base is None else store.snapshot(record.ram.base)
+    assert base.ram is not None
+    folder = store.snapshot_folder(record.id)
+    ram = domain_xml.MappedRam(
+        path=store.snapshot_folder(base.id) / "ram",
+        offset=base.ram.pages_offset,
+        size=base.ram.size,
+        object_id=mapped_ram.MAPPED_RAM,
+    )
+    stream = folder / ("thin" if record.ram.base is None else "ram")
+    if record.nvram:
+        _restore_nvram(store, machine, folder)
+    machine.starts += 1
+    xml = domain_xml.adapt((folder / "domain.xml").read_text(), wiring(store, machine, ram=ram))
+    domain.create(xml, paused=True)
+    try:
+        domain.qmp("migrate-set-capabilities", capabilities=[{"capability": "mapped-ram", "state": True}])
+        domain.qmp("migrate-incoming", uri=f"file:{stream},offset={mapped_ram.STREAM_OFFSET}")
+        _wait_loaded(domain)
+        domain.qmp("migrate-set-capabilities", capabilities=[{"capability": "mapped-ram", "state": False}])
+        machine.mapped, machine.resume = record.id, None
+        forward(machine, domain)
+        if not paused:
+            domain.resume()
+    except BaseException:
+        with contextlib.suppress(HypervisorError):
+            domain.destroy()
+        raise
+
+
+def _restore_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
+    target = store.machine_folder(machine.name) / "nvram.fd"
+    new = target.with_name(".nvram.new")
+    new.write_bytes((folder / "nvram.fd").read_bytes())
+    store.account.own(new)
+    new.replace(target)
+
+
+def _wait_loaded(domain: Domain) -> None:
+    started = time.monotonic()
+    pause = 0.001
+    while True:
+        status = domain.qmp("query-migrate").get("status")
+        if status == "completed":
+            return
+        if status == "failed" or time.monotonic() - started > LOAD_TIMEOUT:
+            why = domain.qmp("query-migrate").get("error-desc", status)
+            raise HypervisorError(f"QEMU did not accept the saved state of {domain.name}.", qemu=why)
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)
+
+
+def forward(machine: MachineRecord, domain: Domain) -> None:
+    """Forward the machine's ports on loopback; a host port that is taken gives way to a free one."""
+    if machine.spec.network != "user" or not machine.forwards:
+        return
+    done = []
+    for host, guest in machine.forwards:
+        for port in (host, free_port()):
+            answer = domain.hmp(f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-:{guest}").strip()
+            if not answer:
+                done.append((port, guest))
+                break
+        else:
+            raise HypervisorError(f"Port {guest} of {machine.name} could not be forwarded.", qemu=answer)
+    machine.forwards = tuple(done)
+
+
+def free_port() -> int:
+    """Return a TCP port on loopback that nobody uses now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def memory_taken(pid: int) -> dict[str, int]:
+    """Return the bytes of memory that a process takes: ``{"pss", "private", "shared", "rss"}``.
+
+    PSS counts a page that N processes share as 1/N; private is what ending the process would give back.
+    """
+    found = {"pss": 0, "private": 0, "shared": 0, "rss": 0}
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            key, _, rest = line.partition(":")
+            if rest.strip().endswith("kB"):
+                value = int(rest.split()[0]) << 10
+                if key == "Pss":
+                    found["pss"] = value
+                elif key == "Rss":
+                    found["rss"] = value
+                elif key in ("Private_Clean", "Private_Dirty"):
+                    found["private"] += value
+                elif key in ("Shared_Clean", "Shared_Dirty"):
+                    found["shared"] += value
+    return found
+
+
+def available_memory() -> int:
+    """Return the bytes of RAM that programs can still take without swapping (MemAvailable, or the cgroup's rest)."""
+    found = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            found = int(line.split()[1]) << 10
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        found = min(found, max(limit - used, 0))
+    return found or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

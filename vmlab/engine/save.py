@@ -1,0 +1,439 @@
+"""Snapshots of a machine: live, with RAM, devices and CPUs; or of its disks alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vmlab.engine import delta, mapped_ram
+from vmlab.errors import HypervisorError, NoSpace, VMLabError, WrongState
+from vmlab.hypervisor.domain import Domain, Events, versions
+from vmlab.store.records import Label, MachineRecord, RamRecord, SnapshotRecord, new_id, now, write_json
+from vmlab.store.store import Store, allocated
+
+#: Threads that write the pages. Two are enough to reach the speed of the page cache on the machines measured.
+CHANNELS = 2
+#: QEMU stops the guest when what is left can be written in this many milliseconds; when a busy guest dirties its memory
+#: faster than that, the bound is raised step by step, so that a snapshot always ends.
+DOWNTIME_STEPS_MS = (20, 100, 400, 2000)
+STEP_SECONDS = 4.0
+#: A migration that was started while the last one was being cleaned up is refused; trying again some milliseconds later
+#: works (QEMU's "duplicate yank instance").
+START_TRIES = 40
+
+
+def boot_id() -> str:
+    """Return the host's boot ID."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def host_cpu() -> str:
+    """Return the host's CPU model, as /proc/cpuinfo names it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+@dataclass
+class _Pause:
+    """When the guest stopped and went on, by QEMU's own clock."""
+
+    stopped: float | None = None
+    resumed: float | None = None
+
+    @property
+    def milliseconds(self) -> float | None:
+        if self.stopped is None or self.resumed is None:
+            return None
+        return round((self.resumed - self.stopped) * 1000, 1)
+
+
+def offline(store: Store, machine: MachineRecord, name: str, description: str, kind: str = "snapshot") -> str:
+    """Freeze the disks of a machine that is off, and return the new snapshot's id; the machine gets new layers.
+
+    A machine that is *suspended* keeps its RAM: the new snapshot shares that of the one it would continue from.
+    """
+    identity = new_id()
+    upper = store.add_layers(machine.layers)
+    record = _record(store, machine, identity, kind, ram=None)
+    try:
+        with store.new_snapshot(identity) as folder:
+            _keep_nvram(store, machine, folder)
+            _finish(folder, record, Label(name, machine.here, description))
+    except BaseException:
+        store.drop_layers(upper)
+        raise
+    machine.layers = upper
+    if kind == "snapshot":
+        machine.here = identity
+    store.save_machine(machine)
+    return identity
+
+
+def live(
+    store: Store,
+    machine: MachineRecord,
+    domain: Domain,
+    name: str,
+    description: str = "",
+    *,
+    kind: str = "snapshot",
+    keep_running: bool = True,
+    parent: str | None = None,
+    state: str | None = None,
+    ready_key: str | None = None,
+) -> str:
+    """Take a live snapshot of a machine and return its id; the guest goes on as it was, running or paused.
+
+    Parameters
+    ----------
+    keep_running
+        False where the guest is ended next (a revert): its disks are frozen as they are, and it stays stopped.
+    state
+        What the guest was doing before it was paused for this; by default what it is doing.
+    parent
+        What the snapshot hangs on in the tree; by default where the machine stands.
+
+    Raises
+    ------
+    NoSpace
+        The disk is, or became, full. The guest goes on.
+    HypervisorError
+        QEMU or libvirt failed. The guest goes on unless it was QEMU that ended.
+    """
+    started = time.monotonic()
+    now_is = domain.state()
+    if now_is not in ("running", "paused"):
+        raise WrongState(f"{machine.name} is {now_is}; a live snapshot needs a running or paused guest.")
+    state = state or now_is
+    identity = new_id()
+    size = machine.spec.memory << 20
+    pause = _Pause()
+    upper: dict[str, str] = {}
+    with store.new_snapshot(identity) as folder, domain.events() as events:
+        if keep_running:
+            upper = store.add_layers(machine.layers)
+            # Whoever finds this after a crash continues on the upper layers: empty, or written to, they are right.
+            machine.pending = {"doing": "snapshot", "layers": upper, "state": state}
+            store.save_machine(machine)
+        try:
+            write_stream(domain, folder, resident(domain, size), store, events, pause)
+            if upper:
+                domain.switch_disks({target: store.layer_path(layer) for target, layer in upper.items()})
+            registers = domain.hmp("info registers -a")
+            screen = _take_screen(domain, folder)
+            _keep_nvram(store, machine, folder)
+        finally:
+            if keep_running:
+                go_on(domain, state, events, pause)
+                machine.layers, machine.pending = present_layers(store, machine, domain, upper), None
+                store.save_machine(machine)
+        (folder / "registers.txt").write_text(registers.replace("\r", ""))
+        (folder / "domain.xml").write_text(domain.xml(portable=True))
+        if screen is not None:
+            screen = convert_screen(folder)
+        ram = seal(folder, size, fingerprint=kind != "undo")
+        record = _record(store, machine, identity, kind, ram)
+        record = replace(
+            record,
+            layers=record.layers if not keep_running else _lower(store, machine.layers),
+            screen=screen,
+            state=state,
+            pause_ms=pause.milliseconds,
+            total_ms=round((time.monotonic() - started) * 1000, 1),
+            ready_key=ready_key,
+        )
+        _finish(folder, record, Label(name, parent if parent is not None else machine.here, description))
+    if kind == "snapshot":
+        machine.here = identity
+        store.save_machine(machine)
+    return identity
+
+
+def _lower(store: Store, layers: dict[str, str]) -> dict[str, str]:
+    return {target: store.layer(layer).backing or "" for target, layer in layers.items()}
+
+
+def present_layers(store: Store, machine: MachineRecord, domain: Domain, upper: dict[str, str]) -> dict[str, str]:
+    """Return the layers that the machine writes to now, and drop those that were made for nothing."""
+    if not upper:
+        return machine.layers
+    try:
+        from vmlab.hypervisor.domain_xml import disk_files
+
+        files = {path.stem for path in disk_files(domain.xml()).values()}
+    except VMLabError:
+        # QEMU is gone: the upper layers are right whether it had come to them or not.
+        return upper
+    if set(upper.values()) <= files:
+        return upper
+    store.drop_layers(upper)
+    return machine.layers
+
+
+def present(store: Store, machine: MachineRecord, domain: Domain) -> str:
+    """Keep a guest's present before a revert abandons it, and return the id of the hidden snapshot; it stays stopped.
+
+    Where its RAM is mapped from a snapshot, only the pages that it changed are written.
+    """
+    state = domain.state()
+    if state == "running":
+        domain.pause()
+    base = mapped_base(store, machine)
+    if base is not None:
+        with contextlib.suppress(delta.NotPossible):
+            return _present_delta(store, machine, domain, base, state)
+    return live(store, machine, domain, "before the revert", kind="undo", keep_running=False, state=state)
+
+
+def mapped_base(store: Store, machine: MachineRecord) -> SnapshotRecord | None:
+    """Return the snapshot whose file a running machine's RAM is mapped from, or None if it booted."""
+    if machine.mapped is None:
+        return None
+    with contextlib.suppress(VMLabError):
+        record = store.snapshot(machine.mapped)
+        if record.ram is not None and record.ram.base is not None:
+            record = store.snapshot(record.ram.base)
+        if record.ram is not None and (store.snapshot_folder(record.id) / "thin").exists():
+            return record
+    return None
+
+
+def _present_delta(store: Store, machine: MachineRecord, domain: Domain, base: SnapshotRecord, state: str) -> str:
+    started = time.monotonic()
+    identity = new_id()
+    with store.new_snapshot(identity) as folder:
+        delta.write(domain, store.snapshot_folder(base.id) / "thin", folder, store.need_space)
+        (folder / "registers.txt").write_text(domain.hmp("info registers -a").replace("\r", ""))
+        screen = _take_screen(domain, folder)
+        (folder / "domain.xml").write_text(domain.xml(portable=True))
+        if screen is not None:
+            screen = convert_screen(folder)
+        _keep_nvram(store, machine, folder)
+        layout = mapped_ram.parse(folder / "ram")
+        ram = RamRecord(
+            size=machine.spec.memory << 20,
+            file_size=layout.size,
+            pages_offset=layout.main.pages_offset,
+            base=base.id,
+            digest="",
+            devices_digest=_devices_digest(folder / "ram", layout),
+        )
+        record = _record(store, machine, identity, "undo", ram)
+        record = replace(record, state=state, screen=screen, total_ms=round((time.monotonic() - started) * 1000, 1))
+        _finish(folder, record, Label("before the revert", machine.here))
+    return identity
+
+
+def resident(domain: Domain, size: int) -> int:
+    """Return the most bytes of RAM that a snapshot of the guest can take now: what its QEMU has in memory."""
+    pid = domain.pid
+    if pid is not None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    return min(size, int(line.split()[1]) << 10)
+    return size
+
+
+def write_stream(
+    domain: Domain, folder: Path, expected: int, store: Store, events: Events, pause: _Pause | None = None
+) -> None:
+    """Let QEMU write RAM and devices into ``folder/ram``; the guest is stopped when this returns."""
+    pause = pause or _Pause()
+    store.need_space(expected, "for this snapshot")
+    target = f"file:{folder / 'ram'},offset={mapped_ram.STREAM_OFFSET}"
+    _set_capabilities(domain, on=True)
+    domain.qmp(
+        "migrate-set-parameters",
+        max_bandwidth=1 << 50,
+        multifd_channels=CHANNELS,
+        downtime_limit=DOWNTIME_STEPS_MS[0],
+    )
+    for attempt in range(START_TRIES):
+        try:
+            domain.qmp("migrate", uri=target)
+            break
+        except HypervisorError as error:
+            if "yank" not in str(error) or attempt == START_TRIES - 1:
+                raise
+            time.sleep(0.01)
+    try:
+        _wait(domain, events, pause)
+    except BaseException:
+        with contextlib.suppress(VMLabError):
+            domain.qmp("migrate_cancel")
+        raise
+
+
+def _set_capabilities(domain: Domain, *, on: bool) -> None:
+    names = ("mapped-ram", "multifd")
+    domain.qmp("migrate-set-capabilities", capabilities=[{"capability": n, "state": on} for n in names])
+
+
+def _wait(domain: Domain, events: Events, pause: _Pause) -> None:
+    started, step = time.monotonic(), 1
+    while True:
+        event = events.next(0.5)
+        if event is None:
+            # Events get lost when libvirtd is restarted; asking costs little at this pace.
+            status = domain.qmp("query-migrate")
+            name = status.get("status")
+        elif event.name == "STOP":
+            pause.stopped = event.at
+            continue
+        elif event.name == "MIGRATION":
+            name = event.data.get("status")
+        else:
+            continue
+        if name == "completed":
+            if pause.stopped is None:
+                pause.stopped = event.at if event else time.time()
+            return
+        if name in ("failed", "cancelled"):
+            why = domain.qmp("query-migrate").get("error-desc", "")
+            if "No space left" in why or "No space" in why or domain_disk_full(domain, why):
+                raise NoSpace(
+                    f"The disk became full while the snapshot of {domain.name} was written; the guest goes on.",
+                    hint="forget snapshots or delete machines, then try again",
+                    qemu=why,
+                )
+            raise HypervisorError(f"QEMU could not write the snapshot of {domain.name}.", qemu=why or name)
+        if time.monotonic() - started > STEP_SECONDS * step and step < len(DOWNTIME_STEPS_MS):
+            domain.qmp("migrate-set-parameters", downtime_limit=DOWNTIME_STEPS_MS[step])
+            step += 1
+
+
+def domain_disk_full(domain: Domain, why: str) -> bool:
+    """Whether a failed write is told by a full disk: QEMU's multifd threads do not always say why they failed."""
+    found = os.statvfs(domain.serial_log.parent)
+    return "writ" in why.lower() and found.f_bavail * found.f_frsize < 16 << 20
+
+
+def go_on(domain: Domain, state: str, events: Events | None = None, pause: _Pause | None = None) -> None:
+    """Let the guest go on as it was before the snapshot, whatever happened in between."""
+    with contextlib.suppress(VMLabError):
+        if state == "running":
+            # QEMU's own command instead of libvirt's: it is some milliseconds faster, and libvirt follows the event.
+            domain.qmp("cont")
+            while events is not None and (event := events.next(1.0)) is not None:
+                if event.name == "RESUME":
+                    if pause is not None:
+                        pause.resumed = event.at
+                    break
+        elif domain.qmp("query-status").get("status") == "postmigrate":
+            # A paused guest must leave the state after a migration, in which its disks are closed.
+            domain.qmp("cont")
+            domain.qmp("stop")
+        _set_capabilities(domain, on=False)
+
+
+def _take_screen(domain: Domain, folder: Path) -> str | None:
+    """Let QEMU write the screen; None for a machine without one."""
+    with contextlib.suppress(HypervisorError):
+        domain.qmp("screendump", filename=str(folder / "screen.ppm"))
+        return "taken"
+    return None
+
+
+def convert_screen(folder: Path) -> str:
+    """Turn ``screen.ppm`` into ``screen.png`` and return the fingerprint of its pixels."""
+    from PIL import Image
+
+    source = folder / "screen.ppm"
+    with Image.open(source) as picture:
+        picture.load()
+        digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        picture.save(folder / "screen.png", compress_level=3)
+    source.unlink()
+    return digest
+
+
+def _keep_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
+    source = store.machine_folder(machine.name) / "nvram.fd"
+    if source.exists():
+        (folder / "nvram.fd").write_bytes(source.read_bytes())
+
+
+def seal(folder: Path, size: int, *, fingerprint: bool = True) -> RamRecord:
+    """Make the file that QEMU wrote fit for mapping, write its thin copy, and describe both.
+
+    A present that is kept for an undo goes without a fingerprint of its RAM: it may never be looked at.
+    """
+    path = folder / "ram"
+    layout = mapped_ram.parse(path)
+    mapped_ram.scrub(path, layout)
+    mapped_ram.make_thin(path, folder / "thin", layout)
+    return RamRecord(
+        size=size,
+        file_size=layout.size,
+        pages_offset=layout.main.pages_offset,
+        base=None,
+        digest=mapped_ram.digest([(path, layout)]) if fingerprint else "",
+        devices_digest=_devices_digest(path, layout),
+    )
+
+
+def _devices_digest(path: Path, layout: mapped_ram.Layout) -> str:
+    return hashlib.sha256(mapped_ram.device_bytes(path, layout)).hexdigest()
+
+
+def _record(
+    store: Store, machine: MachineRecord, identity: str, kind: str, ram: RamRecord | None
+) -> SnapshotRecord:
+    return SnapshotRecord(
+        id=identity,
+        kind=kind,
+        machine=machine.uuid if kind != "ready" else "",
+        machine_name=machine.name,
+        image=machine.image,
+        created=now(),
+        spec=machine.spec,
+        layers=dict(machine.layers),
+        ram=ram,
+        mac=machine.mac,
+        genid=machine.genid,
+        forwards=machine.forwards,
+        nvram=(store.machine_folder(machine.name) / "nvram.fd").exists(),
+        qemu=versions(store.account)["qemu"],
+        host_cpu=host_cpu() if machine.spec.cpu == "host-passthrough" else "",
+        boot=boot_id(),
+    )
+
+
+def _finish(folder: Path, record: SnapshotRecord, label: Label) -> None:
+    """Write the label, and the manifest last."""
+    write_json(folder / "label.json", label.to_json())
+    write_json(folder / "manifest.json", record.to_json())
+
+
+def sizes(store: Store, record: SnapshotRecord) -> tuple[int, int]:
+    """Return the bytes on disk of a snapshot's RAM and of its own disk layers."""
+    folder = store.snapshot_folder(record.id)
+    ram = allocated(folder / "ram") + allocated(folder / "thin")
+    return ram, sum(allocated(store.layer_path(layer)) for layer in record.layers.values())
+
+
+__all__ = [
+    "boot_id",
+    "convert_screen",
+    "go_on",
+    "host_cpu",
+    "live",
+    "mapped_base",
+    "offline",
+    "present",
+    "present_layers",
+    "resident",
+    "seal",
+    "sizes",
+    "write_stream",
+]
+

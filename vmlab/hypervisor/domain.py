@@ -1,0 +1,372 @@
+"""One guest as libvirt and QEMU know it: its life, its monitor, its agent, its serial line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu
+
+from vmlab.errors import AgentError, AgentTimeout, HypervisorError, WrongState
+from vmlab.hypervisor import domain_xml
+from vmlab.hypervisor.account import Account
+from vmlab.hypervisor.connection import connect, lost, translated
+
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: "off",
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "off",
+    libvirt.VIR_DOMAIN_SHUTOFF: "off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of QEMU's monitor: its name, when QEMU sent it (seconds since the epoch), and what it says."""
+
+    name: str
+    at: float
+    data: dict[str, Any]
+
+
+class Events:
+    """The events of one guest since this was opened."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def _add(self, _connection: object, _domain: object, name: str, seconds: int, micros: int, data: str, _: object) -> None:
+        self._queue.put(Event(name, seconds + micros / 1e6, json.loads(data) if data else {}))
+
+    def next(self, timeout: float) -> Event | None:
+        """Return the next event, or None if none comes within ``timeout`` seconds."""
+        try:
+            return self._queue.get(timeout=max(timeout, 0))
+        except queue.Empty:
+            return None
+
+
+class Domain:
+    """A domain of libvirt, found by name.
+
+    Parameters
+    ----------
+    account
+        Whose session it is in.
+    name
+        The machine's name.
+    serial_log
+        The file that its serial line is logged to.
+    """
+
+    def __init__(self, account: Account, name: str, serial_log: Path) -> None:
+        self.account, self.name, self.serial_log = account, name, serial_log
+
+    def __repr__(self) -> str:
+        return f"Domain({self.name!r})"
+
+    def _find(self) -> libvirt.virDomain:
+        for attempt in range(2):
+            try:
+                return connect(self.account).lookupByName(self.name)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    break
+                if attempt or not lost(error):
+                    raise HypervisorError(f"libvirt could not find {self.name}.", libvirt=str(error)) from error
+        raise WrongState(f"{self.name} is not running.", hint=f"start it with `%vm start {self.name}`")
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """Return ``running``, ``paused``, ``crashed`` or ``off``."""
+        try:
+            with translated(f"tell the state of {self.name}"):
+                return _STATES.get(self._find().state()[0], "off")
+        except WrongState:
+            return "off"
+        except HypervisorError:
+            # The domain ended between the two calls, or libvirtd was restarted: the second try tells.
+            try:
+                return _STATES.get(self._find().state()[0], "off")
+            except (WrongState, libvirt.libvirtError):
+                return "off"
+
+    def is_running(self) -> bool:
+        """Whether its CPUs run now."""
+        return self.state() == "running"
+
+    def is_active(self) -> bool:
+        """Whether there is a QEMU process for it."""
+        return self.state() != "off"
+
+    def define(self, xml: str) -> None:
+        """Make it known to libvirt, or change what libvirt knows, so that it is listed when it does not run."""
+        with translated(f"define {self.name}", xml=xml):
+            connect(self.account).defineXML(xml)
+
+    def undefine(self) -> None:
+        """Make libvirt forget it; no harm if it is not known."""
+        with contextlib.suppress(WrongState, libvirt.libvirtError):
+            self._find().undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
+    def create(self, xml: str, *, paused: bool) -> None:
+        """Start QEMU.
+
+        Raises
+        ------
+        HypervisorError
+            With QEMU's own last words.
+        """
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        for attempt in range(2):
+            try:
+                connect(self.account).createXML(xml, flags)
+                return
+            except libvirt.libvirtError as error:
+                if attempt or not lost(error):
+                    raise HypervisorError(
+                        f"{self.name} could not be started.", libvirt=_qemu_words(str(error))
+                    ) from error
+
+    def destroy(self) -> None:
+        """End QEMU at once; no harm if it has ended already."""
+        with contextlib.suppress(WrongState):
+            domain = self._find()
+            try:
+                domain.destroyFlags(0)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                    raise HypervisorError(f"libvirt could not end {self.name}.", libvirt=str(error)) from error
+
+    def shutdown(self) -> None:
+        """Ask the guest to power off: through its agent if there is one, else by the power button."""
+        with translated(f"ask {self.name} to shut down"):
+            self._find().shutdown()
+
+    def pause(self) -> None:
+        """Stop its CPUs."""
+        with translated(f"pause {self.name}"):
+            self._find().suspend()
+
+    def resume(self) -> None:
+        """Let its CPUs run."""
+        with translated(f"resume {self.name}"):
+            self._find().resume()
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    def xml(self, *, portable: bool = False) -> str:
+        """Return its XML; ``portable``: without what belongs to this run (sockets, aliases)."""
+        flags = libvirt.VIR_DOMAIN_XML_MIGRATABLE if portable else 0
+        with translated(f"describe {self.name}"):
+            text: str = self._find().XMLDesc(flags | libvirt.VIR_DOMAIN_XML_SECURE)
+            return text
+
+    @property
+    def vnc_socket(self) -> Path | None:
+        """The UNIX socket of its screen, while it runs."""
+        path = domain_xml.console_paths(self.xml()).get("vnc")
+        return Path(path) if path else None
+
+    @property
+    def pid(self) -> int | None:
+        """The process number of its QEMU."""
+        path = self.account.runtime_dir / "libvirt" / "qemu" / "run" / f"{self.name}.pid"
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            # The file outlives a QEMU that was killed while libvirtd was away.
+            if f"guest={self.name}," in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
+                return pid
+        return None
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that its QEMU has used."""
+        pid = self.pid
+        if pid is None:
+            return 0.0
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    # -- monitor -------------------------------------------------------------------------------------------------
+
+    def qmp(self, execute: str, /, **arguments: Any) -> Any:
+        """Run a command of QEMU's monitor and return its result; ``_`` in the names of arguments stands for ``-``.
+
+        Raises
+        ------
+        HypervisorError
+            QEMU refused, with its words.
+        """
+        command: dict[str, Any] = {"execute": execute}
+        if arguments:
+            command["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+        with translated(f"run {execute} on {self.name}"):
+            answer = json.loads(libvirt_qemu.qemuMonitorCommand(self._find(), json.dumps(command), 0))
+        if "error" in answer:
+            raise HypervisorError(
+                f"QEMU refused {execute} for {self.name}.", qemu=answer["error"].get("desc", answer["error"])
+            )
+        return answer.get("return")
+
+    def hmp(self, line: str) -> str:
+        """Run a line of QEMU's human monitor and return what it prints."""
+        with translated(f"run '{line}' on {self.name}"):
+            text: str = libvirt_qemu.qemuMonitorCommand(
+                self._find(), line, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+            )
+            return text
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[Events]:
+        """Collect the events of its monitor while the block runs."""
+        found = Events()
+        connection = connect(self.account)
+        with translated(f"watch {self.name}"):
+            handle = libvirt_qemu.qemuMonitorEventRegister(connection, self._find(), None, found._add, None)
+        try:
+            yield found
+        finally:
+            with contextlib.suppress(libvirt.libvirtError):
+                libvirt_qemu.qemuMonitorEventDeregister(connection, handle)
+
+    def switch_disks(self, layers: dict[str, Path]) -> None:
+        """Put existing empty layers over its disks, all at one instant, so that libvirt's XML knows them."""
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+        )
+        with translated(f"switch the disks of {self.name}"):
+            self._find().snapshotCreateXML(domain_xml.disk_snapshot(layers), flags)
+
+    # -- agent and serial line -----------------------------------------------------------------------------------
+
+    def agent(self, execute: str, /, *, timeout: int = 5, **arguments: Any) -> Any:
+        """Run a command of the guest agent and return its result; ``_`` in names of arguments stands for ``-``.
+
+        Raises
+        ------
+        AgentTimeout
+            The agent does not answer, or is not there.
+        AgentError
+            The agent refused.
+        """
+        command: dict[str, Any] = {"execute": execute}
+        if arguments:
+            command["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            text = libvirt_qemu.qemuAgentCommand(self._find(), json.dumps(command), timeout, 0)
+        except libvirt.libvirtError as error:
+            code = error.get_error_code()
+            if code in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED):
+                raise AgentTimeout(
+                    f"The guest agent of {self.name} does not answer.",
+                    hint="is it still booting? `%vm wait NAME --agent` waits for it; without an agent, "
+                    "screenshot, keys and the serial line still work",
+                    libvirt=str(error),
+                ) from error
+            if code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                raise WrongState(
+                    f"{self.name} is not running.", hint=f"`%vm resume {self.name}` or `%vm start {self.name}`"
+                ) from error
+            if code in (libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
+                raise AgentError(
+                    f"{self.name} has no guest agent.",
+                    hint="screenshot, keys and the serial line work without one",
+                    libvirt=str(error),
+                ) from error
+            raise AgentError(f"The guest agent of {self.name} refused {execute}.", agent=str(error)) from error
+        return json.loads(text).get("return")
+
+    def open_serial(self) -> SerialStream:
+        """Open its serial line for reading and writing; only one may have it at a time."""
+        connection = connect(self.account)
+        with translated(f"open the serial line of {self.name}"):
+            stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
+            self._find().openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
+        return SerialStream(stream)
+
+    def send_keycodes(self, codes: list[int], hold_ms: int = 0) -> None:
+        """Press keys (Linux key codes) together for ``hold_ms``, then let them go."""
+        with translated(f"send keys to {self.name}"):
+            self._find().sendKey(libvirt.VIR_KEYCODE_SET_LINUX, hold_ms, codes, len(codes), 0)
+
+
+class SerialStream:
+    """An open serial line."""
+
+    def __init__(self, stream: libvirt.virStream) -> None:
+        self._stream = stream
+
+    def recv(self, count: int) -> bytes:
+        """Return up to ``count`` bytes that have come; empty if none."""
+        with translated("read the serial line"):
+            data = self._stream.recv(count)
+        return data if isinstance(data, bytes) else b""
+
+    def send(self, data: bytes) -> None:
+        """Write all of ``data``."""
+        while data:
+            with translated("write to the serial line"):
+                sent = self._stream.send(data)
+            if sent > 0:
+                data = data[sent:]
+            else:
+                # -2: its buffer is full; the guest has to read first.
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        """Let go of the line."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self._stream.finish()
+
+
+def names(account: Account) -> dict[str, str]:
+    """Return ``{name: state}`` of all domains of the account's session, ours and others'."""
+    with translated("list the machines"):
+        return {d.name(): _STATES.get(d.state()[0], "off") for d in connect(account).listAllDomains()}
+
+
+def versions(account: Account) -> dict[str, str]:
+    """Return the versions of QEMU and libvirt, as ``{"qemu": "10.0.2", "libvirt": "11.3.0"}``."""
+
+    def text(number: int) -> str:
+        return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+    with translated("tell its version"):
+        connection = connect(account)
+        return {"qemu": text(connection.getVersion()), "libvirt": text(connection.getLibVersion())}
+
+
+def _qemu_words(message: str) -> str:
+    """Shorten libvirt's message to what QEMU printed last."""
+    _, _, said = message.partition("process exited while connecting to monitor: ")
+    return (said or message).strip()
+
+
+def machine_type(account: Account, accelerator: str) -> str:
+    """Return the versioned name of QEMU's newest q35 machine: ``pc-q35-10.0``."""
+    kind = "kvm" if accelerator == "kvm" else "qemu"
+    with translated("tell its machine types"):
+        text = connect(account).getDomainCapabilities(None, "x86_64", "q35", kind)
+    found = ET.fromstring(text).findtext("machine")
+    if not found:
+        raise HypervisorError("libvirt does not say which q35 machine QEMU has.")
+    return found

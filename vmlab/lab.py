@@ -1,0 +1,651 @@
+"""The lab: the machines of one user on one host."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vmlab.engine import load
+from vmlab.errors import MachineErrors, NoMemory, NotFound, UsageError, VMLabError
+from vmlab.hypervisor import account as accounts
+from vmlab.hypervisor import domain as domains
+from vmlab.image import Image, Progress, quiet, ready_key
+from vmlab.machine import Machine, Usage
+from vmlab.snapshot import Snapshot
+from vmlab.store import collect
+from vmlab.store.records import LimitsRecord, MachineRecord, MachineSpec, check_name
+from vmlab.store.store import Store, size_text
+
+#: What QEMU itself takes beside the guest's RAM, in bytes, and the part of mapped RAM that a fork is expected to change.
+OVERHEAD = 80 << 20
+CHANGED_PART = 0.25
+#: The CPU that software emulation shows: the x86-64-v2 level, which current distributions require.
+EMULATED_CPU = "qemu64,+cx16,+lahf_lm,+popcnt,+sse4.1,+sse4.2,+ssse3"
+PREFIXES = {"virtio": "vd", "sata": "sd", "scsi": "sd", "usb": "sd", "ide": "hd"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the host has, what the machines take of it, and what stays reserved; sizes in bytes.
+
+    Attributes
+    ----------
+    memory_total, memory_available
+        RAM of the host, and what programs can still take.
+    memory_taken
+        RAM that the machines really take (PSS).
+    disk_total, disk_free, disk_taken
+        The store's disk, and what the store takes.
+    cpus, running
+        CPUs of the host, and how many machines run.
+    reserve_memory, reserve_disk, max_running
+        What new guests and snapshots must leave free, and how many guests may run at once.
+    """
+
+    memory_total: int
+    memory_available: int
+    memory_taken: int
+    disk_total: int
+    disk_free: int
+    disk_taken: int
+    cpus: int
+    running: int
+    reserve_memory: int
+    reserve_disk: int
+    max_running: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attributes by name."""
+        return dict(vars(self))
+
+    def _repr_html_(self) -> str:
+        from vmlab.render import html
+
+        return html(self)
+
+
+class Lab:
+    """The machines of one user on one host, and the way to all else.
+
+    Parameters
+    ----------
+    home
+        The store's folder; by default ``$VMLAB_HOME``, else the usual place of this user.
+
+    Examples
+    --------
+    >>> lab = Lab()  # doctest: +SKIP
+    >>> web = lab.create("web", "tiny")  # doctest: +SKIP
+    >>> clean = web.snapshot("clean")  # doctest: +SKIP
+    >>> web.succeed("rm -rf /srv")  # doctest: +SKIP
+    >>> web.revert(clean)  # doctest: +SKIP
+    """
+
+    def __init__(self, home: str | Path | None = None) -> None:
+        self.account = accounts.account()
+        self.home = Path(home).absolute() if home is not None else self.account.store
+        self.store = Store(self.home, self.account)
+        #: Forks whose new identity is being told to them by a thread of this process.
+        self.identity_threads: dict[str, threading.Thread] = {}
+
+    def __repr__(self) -> str:
+        return f"<Lab {self.home}: {len(self)} machines>"
+
+    def _repr_html_(self) -> str:
+        from vmlab.render import html
+
+        return html(self)
+
+    @staticmethod
+    def tell(text: str) -> None:
+        """Say something to whoever waits; replaced by the notebook and the command line."""
+
+    # -- machines ------------------------------------------------------------------------------------------------
+
+    @property
+    def machines(self) -> list[Machine]:
+        """All machines, by name."""
+        return [Machine(self, name) for name in self.store.machine_names()]
+
+    def machine(self, name: str) -> Machine:
+        """Return the machine of that name.
+
+        Raises
+        ------
+        NotFound
+            With the nearest names.
+        """
+        self.store.machine(name)
+        return Machine(self, name)
+
+    __getitem__ = machine
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(self.machines)
+
+    def __len__(self) -> int:
+        return len(self.store.machine_names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.store.machine_names()
+
+    def create(
+        self,
+        name: str,
+        image: str = "tiny",
+        *,
+        memory: int | None = None,
+        vcpus: int | None = None,
+        disk: int | None = None,
+        disks: Sequence[int] = (),
+        firmware: str | None = None,
+        boot: Sequence[str] | None = None,
+        network: str | None = None,
+        forwards: Iterable[tuple[int, int]] = (),
+        sound: str | bool | None = None,
+        video: str | None = None,
+        accelerator: str | None = None,
+        kernel_args: str | None = None,
+        clock: Literal["then", "now"] = "then",
+        start: bool = True,
+        bake: bool | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Machine:
+        """Make a machine from an image; with the image's own hardware it is up in well under a second.
+
+        Parameters
+        ----------
+        memory
+            RAM in MiB.
+        vcpus
+            Virtual CPUs.
+        disk
+            Size of the system disk in bytes; at least the image's.
+        disks
+            Sizes in bytes of further, empty disks.
+        firmware
+            ``bios`` or ``uefi``, for an image that boots from a disk.
+        boot
+            Boot order: any of ``disk``, ``cdrom``, ``network``.
+        network
+            ``user`` or ``none``.
+        forwards
+            ``(port on the host's loopback, port in the guest)`` pairs. A port of the host that is taken gives way to a
+            free one: see :attr:`Machine.forwards`.
+        sound
+            ``none``, ``silent`` (True), or ``wav``: recorded to :attr:`Machine.sound_file`.
+        video
+            libvirt's name of the card: ``vga``, ``virtio``, ``none`` ...
+        accelerator
+            ``kvm`` or ``tcg``; by default KVM where it really works.
+        kernel_args
+            Added to the kernel's command line.
+        clock
+            ``now``: tell the guest the time, where it starts from a ready state.
+        start
+            False: only make it.
+        bake
+            True: with other hardware than the image's own, too, boot once and keep the ready state for next time. False:
+            boot, even if there is a ready state. By default ready states are made and used for the image's own
+            hardware.
+        force
+            Insist where RAM is short.
+        progress
+            Called with what is being done.
+
+        Raises
+        ------
+        AlreadyExists, BadName, NotFound, NoMemory, NoSpace, ImageMissing
+        """
+        check_name("machine", name)
+        tell = progress or quiet
+        known = self.image(image)
+        options = {
+            "memory": memory,
+            "vcpus": vcpus,
+            "disk": disk,
+            "disks": disks,
+            "firmware": firmware,
+            "boot": boot,
+            "network": network,
+            "sound": sound,
+            "video": video,
+            "accelerator": accelerator,
+            "kernel_args": kernel_args,
+        }
+        if name in self:
+            self._taken(name)
+        if not known.built:
+            self.build(image, progress=tell)
+        spec, sizes = self.hardware(image, **options)
+        usual, usual_sizes = self.hardware(image)
+        wants_ready = bake if bake is not None else (spec, sizes) == (usual, usual_sizes) and start
+        if wants_ready and known._data.get("ready"):
+            self.need_memory(spec, mapped=True, force=force)
+            ready = known.ready_state(ready_key(spec, sizes)) or known.bake(progress=tell, **options)
+            tell(f"starting {name} from the ready state of {image}", None)
+            return self._fork_one(
+                ready, name, forwards=tuple(tuple(p) for p in forwards), clock=clock, start=start, hostname=True
+            )
+        if start:
+            self.need_memory(spec, mapped=False, force=force)
+        tell(f"booting {name}" if start else f"making {name}", None)
+        return self.boot_new(name, image, spec, sizes, tuple(tuple(p) for p in forwards), start=start)
+
+    def _taken(self, name: str) -> None:
+        # The same sentence as the store's, before any slow work.
+        from vmlab.errors import AlreadyExists
+
+        raise AlreadyExists(
+            f"There is a machine named '{name}' already.",
+            hint=f"choose another name, or delete it with `%vm delete {name}`",
+        )
+
+    def hardware(self, image: str, **options: Any) -> tuple[MachineSpec, list[int]]:
+        """Return the hardware that a machine of ``image`` gets with these options of :meth:`create`, and the sizes of its
+        disks in bytes.
+        """
+        data = self.store.image(image)
+        base = self.store.adopt(image)
+        boot = data.get("boot", {})
+
+        def pick(key: str, default: Any) -> Any:
+            value = options.get(key)
+            return default if value is None else value
+
+        accelerator = pick("accelerator", None) or _best_accelerator()
+        if accelerator not in ("kvm", "tcg"):
+            raise UsageError(f"'{accelerator}' is no accelerator.", hint="use kvm or tcg")
+        bus = str(data.get("disk_bus", "virtio"))
+        sizes = [int(d["size"]) for d in data.get("disks", ())]
+        if (wanted := options.get("disk")) is not None:
+            if not sizes:
+                raise UsageError(f"The image '{image}' has no system disk to resize.", hint="add one with disks=")
+            if wanted < sizes[0]:
+                raise UsageError(
+                    f"The system disk of '{image}' has {size_text(sizes[0])}; it cannot be made smaller.",
+                    hint="leave the size out, or ask for more",
+                )
+            sizes[0] = int(wanted)
+        sizes += [int(size) for size in options.get("disks") or ()]
+        letters = "abcdefghijklmnopqrstuvw"
+        sound = pick("sound", data.get("sound", False))
+        sound = {True: "silent", False: "none"}.get(sound, sound)
+        if sound not in ("none", "silent", "wav"):
+            raise UsageError(f"'{sound}' is no kind of sound.", hint="use none, silent or wav")
+        args = " ".join(part for part in (boot.get("cmdline", ""), options.get("kernel_args") or "") if part)
+        memory, vcpus = int(pick("memory", data["memory"])), int(pick("vcpus", data["vcpus"]))
+        if memory < 1 or not 1 <= vcpus <= 64:
+            raise UsageError("A machine needs at least 1 MiB of RAM and 1 to 64 CPUs.")
+        firmware = pick("firmware", boot.get("firmware"))
+        if firmware not in (None, "bios", "uefi"):
+            raise UsageError(f"'{firmware}' is no firmware.", hint="use bios or uefi")
+        order = tuple(pick("boot", ("disk", "cdrom") if data.get("disks") else ("cdrom", "disk")))
+        if not set(order) <= {"disk", "cdrom", "network"}:
+            raise UsageError(f"The boot order {', '.join(order)} makes no sense.", hint="use disk, cdrom, network")
+        spec = MachineSpec(
+            memory=memory,
+            vcpus=vcpus,
+            accelerator=accelerator,
+            machine_type=_machine_type(self, accelerator),
+            cpu="host-passthrough" if accelerator == "kvm" else EMULATED_CPU,
+            firmware=firmware,
+            base=base,
+            kernel=boot.get("kernel"),
+            initrd=boot.get("initrd"),
+            kernel_args=args,
+            boot=order,
+            disks=tuple(f"{PREFIXES.get(bus, 'sd')}{letters[i]}" for i in range(len(sizes))),
+            cdroms=tuple(data.get("cdroms", ())),
+            disk_bus=bus,
+            network=str(pick("network", "user" if data.get("network", True) else "none")),
+            nic=str(data.get("nic", "virtio")),
+            video=str(pick("video", data.get("video", "vga"))),
+            sound=str(sound),
+            tablet=bool(data.get("tablet", False)),
+            agent=bool(data.get("agent", False)),
+        )
+        return spec, sizes
+
+    def boot_new(
+        self,
+        name: str,
+        image: str,
+        spec: MachineSpec,
+        sizes: list[int],
+        forwards: tuple[tuple[int, ...], ...] = (),
+        *,
+        start: bool = True,
+    ) -> Machine:
+        """Make a machine of that hardware and boot it; what fails leaves nothing behind."""
+        self.store.need_space(64 << 20, "for one more machine")
+        record = _new_record(name, image, spec, forwards)
+        with self.store.lock(name, "create"):
+            self.store.add_machine(record)
+            machine = Machine(self, name)
+            domain = machine._domain()
+            try:
+                files = list(self.store.base(spec.base)["disks"])
+                for index, target in enumerate(spec.disks):
+                    base = f"{spec.base}/{files[index]}" if index < len(files) else None
+                    record.layers[target] = self.store.add_layer(base=base, size=sizes[index]).id
+                self.store.save_machine(record)
+                load.define(self.store, record, domain)
+                if start:
+                    load.boot(self.store, record, domain)
+                self.store.save_machine(record)
+            except BaseException:
+                self._unmake(record, domain)
+                raise
+        return machine
+
+    def _unmake(self, record: MachineRecord, domain: domains.Domain) -> None:
+        with contextlib.suppress(VMLabError):
+            domain.destroy()
+        with contextlib.suppress(VMLabError):
+            domain.undefine()
+        self.store.drop_layers(record.layers)
+        with contextlib.suppress(OSError):
+            self.store.remove_machine(record.name)
+
+    # -- forks ---------------------------------------------------------------------------------------------------
+
+    def fork(
+        self,
+        snapshot: Snapshot,
+        names: Sequence[str],
+        *,
+        clock: Literal["then", "now"] = "then",
+        force: bool = False,
+    ) -> list[Machine]:
+        """Make machines that start from a snapshot, all at once.
+
+        Raises
+        ------
+        MachineErrors
+            Some could not be made; the others run.
+        """
+        if len(set(names)) != len(names):
+            raise UsageError("A name is given twice.")
+        for name in names:
+            check_name("machine", name)
+            if name in self:
+                self._taken(name)
+        record = self.store.snapshot(snapshot.id)
+        load.check(self.store, record)
+        self.need_memory(record.spec, mapped=record.ram is not None, count=len(names), force=force)
+
+        def one(name: str) -> Machine | VMLabError:
+            try:
+                return self._fork_one(snapshot, name, forwards=record.forwards, clock=clock)
+            except VMLabError as error:
+                return error
+
+        # More threads than CPUs: most of a fork is waiting for QEMU and libvirt.
+        with ThreadPoolExecutor(min(len(names), 8), thread_name_prefix="vmlab-fork") as pool:
+            made = list(pool.map(one, names))
+        failed = {name: m for name, m in zip(names, made, strict=True) if isinstance(m, VMLabError)}
+        if failed:
+            raise next(iter(failed.values())) if len(names) == 1 else MachineErrors(failed)
+        return [m for m in made if isinstance(m, Machine)]
+
+    def _fork_one(
+        self,
+        snapshot: Snapshot,
+        name: str,
+        *,
+        forwards: tuple[tuple[int, ...], ...],
+        clock: Literal["then", "now"] = "then",
+        start: bool = True,
+        hostname: bool = True,
+    ) -> Machine:
+        source = self.store.snapshot(snapshot.id)
+        record = _new_record(name, source.image, source.spec, forwards)
+        record.root = record.here = source.id
+        with self.store.lock(name, "fork"):
+            self.store.add_machine(record)
+            machine = Machine(self, name)
+            domain = machine._domain()
+            try:
+                record.layers = self.store.add_layers(source.layers)
+                record.resume = source.id if source.ram is not None else None
+                self.store.save_machine(record)
+                load.define(self.store, record, domain)
+                if start and source.ram is not None:
+                    load.resume(self.store, record, domain, source)
+                self.store.save_machine(record)
+            except BaseException:
+                self._unmake(record, domain)
+                raise
+        if start and source.ram is not None and source.spec.agent and hostname:
+            self._give_identity(machine, record, clock)
+        return machine
+
+    def _give_identity(self, machine: Machine, record: MachineRecord, clock: str) -> None:
+        """Tell a fork its new name, machine ID and MAC through its agent, beside whatever comes next.
+
+        The fork runs already; a first command waits for this.
+        """
+
+        def tell() -> None:
+            from vmlab.guest import identity
+
+            domain = machine._domain()
+            try:
+                with contextlib.suppress(VMLabError):
+                    identity.renew(domain, hostname=record.name, mac=record.mac)
+                if clock == "now":
+                    with contextlib.suppress(VMLabError):
+                        identity.set_clock(domain)
+            finally:
+                self.identity_threads.pop(record.name, None)
+
+        # Not a daemon: a command line that ends at once must not leave a fork with half an identity.
+        thread = threading.Thread(target=tell, name=f"vmlab-identity-{record.name}")
+        self.identity_threads[record.name] = thread
+        thread.start()
+
+    def free_names(self, stem: str, count: int) -> list[str]:
+        """Return ``count`` names that are not taken: ``web-2``, ``web-3`` ..."""
+        stem = re.sub(r"-\d+$", "", stem)[:36]
+        taken, found, number = set(self.store.machine_names()), [], 2
+        while len(found) < count:
+            if (name := f"{stem}-{number}") not in taken:
+                found.append(name)
+            number += 1
+        return found
+
+    # -- snapshots and images ------------------------------------------------------------------------------------
+
+    def find_snapshot(self, identity: str | None) -> Snapshot | None:
+        """Return the snapshot with that id, or None if there is none or it is forgotten."""
+        if identity is None:
+            return None
+        with contextlib.suppress(VMLabError, FileNotFoundError):
+            if not self.store.label(identity).forgotten:
+                return Snapshot(self, self.store.snapshot(identity))
+        return None
+
+    @property
+    def images(self) -> list[Image]:
+        """All images: those that are there, and the built-in ones that are not built yet."""
+        from vmlab.images.builder import builtin
+
+        return [Image(self, n) for n in sorted({*self.store.image_names(), *builtin()})]
+
+    def image(self, name: str) -> Image:
+        """Return the image of that name, built or not.
+
+        Raises
+        ------
+        NotFound
+            With the nearest names.
+        """
+        known = {image.name: image for image in self.images}
+        if name not in known:
+            raise NotFound.named("image", name, known, hint="`%vm images` lists them; `%vm import` adds your own")
+        return known[name]
+
+    def build(self, name: str, *, progress: Progress | None = None) -> Image:
+        """Build a built-in image, or build it anew; machines made from the old one are not harmed."""
+        from vmlab.images import builder
+
+        with self.store.lock(f"image@{name}", f"build {name}", timeout=3600):
+            builder.build(name, self.home / "images", self.account, progress or quiet)
+        return Image(self, name)
+
+    def import_image(self, name: str, source: str | Path, **options: Any) -> Image:
+        """Make an image of something bootable; see :func:`vmlab.images.importer.import_image`."""
+        from vmlab.images import importer
+
+        with self.store.lock(f"image@{name}", f"import {name}", timeout=3600):
+            importer.import_image(self.home / "images", self.account, name, source, **options)
+        return Image(self, name)
+
+    # -- the host ------------------------------------------------------------------------------------------------
+
+    def need_memory(self, spec: MachineSpec, *, mapped: bool, count: int = 1, force: bool = False) -> None:
+        """Refuse ``count`` more guests where RAM is short.
+
+        A guest that boots may touch all its RAM; one whose RAM is mapped from a snapshot is expected to change a quarter.
+
+        Raises
+        ------
+        NoMemory
+            With the numbers.
+        """
+        if force:
+            return
+        limits = self.store.limits
+        if limits.max_running is not None:
+            running = sum(state != "off" for state in domains.names(self.account).values())
+            if running + count > limits.max_running:
+                raise NoMemory(
+                    f"{running} machines run, and this lab is limited to {limits.max_running}.",
+                    hint="stop one, raise it with `%vm limits --max-running`, or insist with --force",
+                )
+        one = int((spec.memory << 20) * (CHANGED_PART if mapped else 1)) + OVERHEAD
+        available = load.available_memory()
+        reserve = limits.reserve_memory << 20
+        if available - reserve < one * count:
+            raise NoMemory(
+                f"There is too little RAM for {'one more guest' if count == 1 else f'{count} more guests'}: "
+                f"it may need {size_text(one * count)}, {size_text(available)} are available, "
+                f"and {size_text(reserve)} stay reserved for the host.",
+                hint="stop a machine (`%vm list` shows what each takes), ask for less memory, or insist with --force",
+            )
+
+    def limits(self) -> Limits:
+        """Return what the host has, what the machines take, and what stays reserved."""
+        import os
+
+        found = os.statvfs(self.home)
+        stored = self.store.limits
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        usages = self.usage(over=0)
+        from vmlab.store.store import allocated
+
+        return Limits(
+            memory_total=total,
+            memory_available=load.available_memory(),
+            memory_taken=sum(u.memory_pss for u in usages),
+            disk_total=found.f_blocks * found.f_frsize,
+            disk_free=self.store.free(),
+            disk_taken=allocated(self.home),
+            cpus=os.cpu_count() or 1,
+            running=sum(u.state == "running" for u in usages),
+            reserve_memory=stored.reserve_memory << 20,
+            reserve_disk=stored.reserve_disk,
+            max_running=stored.max_running,
+        )
+
+    def set_limits(
+        self,
+        *,
+        reserve_memory: int | None = None,
+        reserve_disk: int | None = None,
+        max_running: int | None = None,
+    ) -> Limits:
+        """Change what stays reserved: MiB of RAM, bytes of disk, and how many guests may run (0: any number)."""
+        stored = self.store.limits
+        if min(reserve_memory or 0, reserve_disk or 0, max_running or 0) < 0:
+            raise UsageError("A limit cannot be negative.")
+        stored = LimitsRecord(
+            stored.reserve_memory if reserve_memory is None else reserve_memory,
+            stored.reserve_disk if reserve_disk is None else reserve_disk,
+            stored.max_running if max_running is None else max_running or None,
+        )
+        self.store.save_limits(stored)
+        return self.limits()
+
+    def usage(self, machines: Iterable[Machine] | None = None, over: float = 0.1) -> list[Usage]:
+        """Return what each machine takes; CPU is measured over ``over`` seconds, for all of them at once."""
+        chosen = list(machines) if machines is not None else self.machines
+        before = [m._sample() for m in chosen]
+        if over and chosen:
+            time.sleep(over)
+        found = []
+        for machine, (then, seconds) in zip(chosen, before, strict=True):
+            now, later = machine._sample()
+            percent = max(later - seconds, 0) / (now - then) * 100 if over and now > then else 0.0
+            with contextlib.suppress(NotFound):
+                found.append(machine._usage(round(percent, 1)))
+        return found
+
+    def collect(self) -> collect.Collected:
+        """Delete what nothing refers to any more."""
+        return collect.collect(self.store)
+
+    def collect_quietly(self) -> None:
+        """Collect, where nobody waits for it; the next collection gets what this one did not."""
+        with contextlib.suppress(VMLabError, OSError):
+            self.collect()
+
+    def check(self) -> Any:
+        """Return what this host can do (:func:`vmlab.doctor.examine`)."""
+        from vmlab import doctor
+
+        return doctor.examine()
+
+
+def _new_record(
+    name: str, image: str, spec: MachineSpec, forwards: tuple[tuple[int, ...], ...]
+) -> MachineRecord:
+    return MachineRecord(
+        name=name,
+        uuid=str(uuid.uuid4()),
+        genid=str(uuid.uuid4()),
+        # QEMU's own prefix, so that a look at the MAC tells what it is.
+        mac="52:54:00:" + ":".join(f"{b:02x}" for b in secrets.token_bytes(3)),
+        image=image,
+        spec=spec,
+        forwards=tuple((int(host), int(guest)) for host, guest in forwards),
+    )
+
+
+def _best_accelerator() -> str:
+    from vmlab import doctor
+
+    return doctor.best_accelerator()
+
+
+_machine_types: dict[str, str] = {}
+
+
+def _machine_type(lab: Lab, accelerator: str) -> str:
+    """Return the versioned name of QEMU's current q35 machine: a snapshot must meet the same one later."""
+    if accelerator not in _machine_types:
+        _machine_types[accelerator] = domains.machine_type(lab.account, accelerator)
+    return _machine_types[accelerator]
+
+

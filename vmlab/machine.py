@@ -1,0 +1,685 @@
+"""Machines: guests that a person holds as Python objects."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from vmlab.engine import load, save
+from vmlab.errors import (
+    AlreadyExists,
+    NotFound,
+    VMLabError,
+    WaitTimeout,
+    WrongState,
+)
+from vmlab.guest.access import GuestAccess
+from vmlab.hypervisor.domain import Domain
+from vmlab.snapshot import Snapshot
+from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord, check_name
+from vmlab.store.store import allocated
+
+if TYPE_CHECKING:
+    from vmlab.lab import Lab
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a machine takes now.
+
+    Attributes
+    ----------
+    cpu_percent
+        Of one CPU, over the last moment; 200 is two CPUs at full load.
+    cpu_seconds
+        CPU time since it was started.
+    memory_pss
+        Bytes of RAM really taken: a page that N machines share counts 1/N.
+    memory_private, memory_shared
+        Bytes that only it has, and that it shares with others or with a snapshot's file.
+    memory
+        Bytes of RAM that the guest believes to have.
+    disk
+        Bytes on disk of its present (its own layers and files); snapshots are counted in the tree.
+    snapshots
+        Bytes on disk of its snapshots.
+    """
+
+    name: str
+    state: str
+    cpu_percent: float
+    cpu_seconds: float
+    memory_pss: int
+    memory_private: int
+    memory_shared: int
+    memory: int
+    disk: int
+    snapshots: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attributes by name."""
+        return dict(vars(self))
+
+    def _repr_html_(self) -> str:
+        from vmlab.render import html
+
+        return html(self)
+
+
+class Machine(GuestAccess):
+    """A guest. Made by :meth:`vmlab.Lab.create`, found by :meth:`vmlab.Lab.machine`.
+
+    The object only names the machine: it can be held as long as one likes, and any number of processes may hold one. As
+    a context manager it deletes the machine at the end.
+    """
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self._lab = lab
+        self._name = name
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        try:
+            return f"<Machine {self._name}: {self.state}>"
+        except VMLabError:
+            return f"<Machine {self._name}: gone>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Machine) and (other._lab.home, other._name) == (self._lab.home, self._name)
+
+    def __hash__(self) -> int:
+        return hash((self._lab.home, self._name))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(NotFound):
+            self.delete()
+
+    def _repr_html_(self) -> str:
+        from vmlab.render import html
+
+        return html(self)
+
+    @property
+    def _record(self) -> MachineRecord:
+        return self._lab.store.machine(self._name)
+
+    @property
+    def name(self) -> str:
+        """Its name, the same in ``virsh list``."""
+        return self._name
+
+    @property
+    def uuid(self) -> str:
+        """Its UUID, unique to it also among forks."""
+        return self._record.uuid
+
+    @property
+    def image(self) -> str:
+        """The image it came from."""
+        return self._record.image
+
+    @property
+    def spec(self) -> MachineSpec:
+        """Its hardware."""
+        return self._record.spec
+
+    @property
+    def memory(self) -> int:
+        """RAM in MiB."""
+        return self._record.spec.memory
+
+    @property
+    def vcpus(self) -> int:
+        """Number of virtual CPUs."""
+        return self._record.spec.vcpus
+
+    @property
+    def description(self) -> str:
+        """What somebody said of it."""
+        return self._record.description
+
+    def describe(self, text: str) -> None:
+        """Say what it is."""
+        with self._open("describe") as (record, _):
+            record.description = text
+            self._lab.store.save_machine(record)
+
+    @property
+    def forwards(self) -> tuple[tuple[int, int], ...]:
+        """Forwarded TCP ports: ``(port on the host's loopback, port in the guest)``."""
+        return self._record.forwards
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its own files: serial log, recorded sound."""
+        return self._lab.store.machine_folder(self._name)
+
+    @property
+    def sound_file(self) -> Path | None:
+        """What its sound card has played since its last start, as a WAV file, if it was made with ``sound="wav"``."""
+        record = self._record
+        return self.folder / f"sound-{record.starts}.wav" if record.spec.sound == "wav" else None
+
+    @property
+    def domain(self) -> Domain:
+        """The guest as libvirt and QEMU know it: monitor, agent, serial line."""
+        self._settle_identity()
+        return self._domain()
+
+    def _domain(self) -> Domain:
+        return Domain(self._lab.account, self._name, self.folder / "serial.log")
+
+    @property
+    def vnc_socket(self) -> Path | None:
+        """The UNIX socket of its screen, while it runs."""
+        return self._domain().vnc_socket if self.state != "off" else None
+
+    @property
+    def state(self) -> str:
+        """``running``, ``paused``, ``off``, ``suspended`` (off, with RAM to continue from) or ``crashed``."""
+        return self._state(self._record)
+
+    def _state(self, record: MachineRecord) -> str:
+        state = self._domain().state()
+        return "suspended" if state == "off" and record.resume else state
+
+    @property
+    def here(self) -> Snapshot | None:
+        """The snapshot that its present stands on ("you are here")."""
+        return self._lab.find_snapshot(self._record.here)
+
+    # -- one at a time -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _open(self, doing: str, tell: Tell | None = None) -> Iterator[tuple[MachineRecord, Domain]]:
+        """Hold the machine's lock, put right what a process that died left, and give its record and domain."""
+        store = self._lab.store
+        store.machine(self._name)
+        with store.lock(self._name, doing, tell=tell or self._lab.tell):
+            record, domain = store.machine(self._name), self._domain()
+            if record.pending:
+                self._recover(record, domain)
+            yield record, domain
+
+    def _recover(self, record: MachineRecord, domain: Domain) -> None:
+        pending = record.pending or {}
+        if pending.get("doing") == "snapshot":
+            if domain.is_active():
+                with contextlib.suppress(VMLabError):
+                    domain.qmp("migrate_cancel")
+                save.go_on(domain, pending.get("state", "running"))
+            record.layers = save.present_layers(self._lab.store, record, domain, pending.get("layers", {}))
+        elif pending.get("doing") == "revert" and domain.is_active():
+            # It runs, or stands, on what was left; the record says already what it goes back to.
+            domain.destroy()
+        record.pending = None
+        self._lab.store.save_machine(record)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, *, boot: bool = False, force: bool = False) -> Machine:
+        """Start it: from the state in which it was left if there is one, else by booting; no harm if it runs.
+
+        Parameters
+        ----------
+        boot
+            Boot from its disk even if there is RAM to continue from.
+        force
+            Start it even where RAM is short.
+        """
+        with self._open("start") as (record, domain):
+            state = domain.state()
+            if state == "running":
+                return self
+            if state == "paused":
+                domain.resume()
+                return self
+            if state == "crashed":
+                domain.destroy()
+            if record.resume and not boot:
+                snapshot = self._lab.store.snapshot(record.resume)
+                load.check(self._lab.store, snapshot)
+                self._lab.need_memory(record.spec, mapped=True, force=force)
+                load.resume(self._lab.store, record, domain, snapshot, paused=snapshot.state == "paused")
+            else:
+                self._lab.need_memory(record.spec, mapped=False, force=force)
+                load.boot(self._lab.store, record, domain)
+            self._lab.store.save_machine(record)
+        return self
+
+    def stop(self, timeout: float = 90) -> Machine:
+        """Shut the guest down cleanly, through its agent or the power button, and wait until it is off.
+
+        Raises
+        ------
+        WaitTimeout
+            It did not power off in time; it still runs.
+        """
+        with self._open("stop") as (record, domain):
+            state = domain.state()
+            if state == "off":
+                return self
+            if state == "crashed":
+                domain.destroy()
+            else:
+                if state == "paused":
+                    domain.resume()
+                domain.shutdown()
+                end = time.monotonic() + timeout
+                while domain.is_active():
+                    if time.monotonic() > end:
+                        raise WaitTimeout(
+                            f"{self._name} did not power off within {timeout:.0f} s.",
+                            hint=f"a guest without agent or ACPI cannot be asked: `%vm kill {self._name}` ends it at once",
+                        )
+                    time.sleep(0.05)
+            record.mapped = record.resume = None
+            self._lab.store.save_machine(record)
+        return self
+
+    def kill(self) -> Machine:
+        """Pull the plug: end it at once; what the guest had not written to its disk is lost."""
+        with self._open("kill") as (record, domain):
+            domain.destroy()
+            record.mapped = record.resume = None
+            self._lab.store.save_machine(record)
+        return self
+
+    def pause(self) -> Machine:
+        """Stop its CPUs; it keeps its memory and goes on with :meth:`resume`."""
+        with self._open("pause") as (_, domain):
+            if domain.state() == "off":
+                raise WrongState(f"{self._name} is not running.", hint=f"start it with `%vm start {self._name}`")
+            domain.pause()
+        return self
+
+    def resume(self) -> Machine:
+        """Let a paused machine go on."""
+        with self._open("resume") as (record, domain):
+            state = domain.state()
+            if state == "crashed":
+                raise WrongState(
+                    f"The guest {self._name} has crashed and cannot go on.", hint=f"`%vm revert {self._name}`"
+                )
+            if state == "off":
+                raise WrongState(f"{self._name} is not running.", hint=f"start it with `%vm start {self._name}`")
+            if state == "paused":
+                domain.resume()
+            del record
+        return self
+
+    def delete(self) -> None:
+        """End it and delete it with its snapshots, but for what other machines are built on."""
+        store = self._lab.store
+        with self._open("delete") as (record, domain):
+            domain.destroy()
+            domain.undefine()
+            store.remove_machine(record.name)
+        self._lab.collect()
+
+    def rename(self, name: str) -> Machine:
+        """Give it another name. A running machine stands still for a moment: libvirt cannot rename a running guest, so
+        its state is saved and continued under the new name.
+        """
+        check_name("machine", name)
+        store = self._lab.store
+        if name in store.machine_names():
+            raise AlreadyExists(f"There is a machine named '{name}' already.", hint="choose another name")
+        with self._open("rename") as (record, domain), store.lock(name, "rename"):
+            kept = save.present(store, record, domain) if domain.state() in ("running", "paused") else None
+            if kept:
+                record.pending = {"doing": "revert"}
+                record.resume, record.layers = kept, store.add_layers(record.layers)
+                store.save_machine(record)
+            domain.destroy()
+            domain.undefine()
+            store.rename_machine(record, name)
+            self._name = name
+            domain = self._domain()
+            load.define(store, record, domain)
+            if kept:
+                snapshot = store.snapshot(kept)
+                load.resume(store, record, domain, snapshot, paused=snapshot.state == "paused")
+            record.pending = None
+            store.save_machine(record)
+        return self
+
+    # -- snapshots -----------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str | None = None, description: str = "") -> Snapshot:
+        """Take a snapshot: live if it runs or is paused, of its disks if it is off.
+
+        The guest goes on, and stands still only for its last dirty pages, the switch of its disks and the screen.
+
+        Parameters
+        ----------
+        name
+            Unique among its snapshots; by default ``s1``, ``s2`` ...
+
+        Raises
+        ------
+        AlreadyExists, BadName, NoSpace, WrongState
+        """
+        with self._open("snapshot") as (record, domain):
+            name = self._free_name(record, name)
+            state = self._state(record)
+            if state == "crashed":
+                raise WrongState(
+                    f"The guest {self._name} has crashed.", hint=f"revert it first: `%vm revert {self._name}`"
+                )
+            if state == "suspended":
+                raise WrongState(
+                    f"{self._name} is suspended exactly at a snapshot; there is nothing new to take.",
+                    hint=f"start it first: `%vm start {self._name}`",
+                )
+            take = save.offline if state == "off" else None
+            if take:
+                identity = take(self._lab.store, record, name, description)
+            else:
+                identity = save.live(self._lab.store, record, domain, name, description)
+        return Snapshot(self._lab, self._lab.store.snapshot(identity))
+
+    def _free_name(self, record: MachineRecord, name: str | None) -> str:
+        store = self._lab.store
+        taken = {store.label(s.id).name for s in store.snapshots_of(record.uuid)}
+        if name is None:
+            return next(n for n in (f"s{i}" for i in range(1, len(taken) + 2)) if n not in taken)
+        check_name("snapshot", name)
+        if name in taken:
+            raise AlreadyExists(
+                f"{self._name} has a snapshot named '{name}' already.",
+                hint=f"choose another name, or forget it first: `%vm forget {self._name} {name}`",
+            )
+        return name
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """Its snapshots, the oldest first; not the state that its tree starts from."""
+        return [Snapshot(self._lab, r) for r in self._lab.store.snapshots_of(self._record.uuid)]
+
+    @property
+    def root(self) -> Snapshot | None:
+        """What its tree starts from: the image's ready state, or the snapshot it was forked from; None if it booted."""
+        return self._lab.find_snapshot(self._record.root)
+
+    def find(self, name: str) -> Snapshot:
+        """Return the snapshot of that name or id; the root of the tree is found too, also as ``ready``."""
+        root = self.root
+        known = {s.name: s for s in ([root] if root else []) + self.snapshots}
+        for snapshot in reversed(known.values()):
+            if name in (snapshot.name, snapshot.id):
+                return snapshot
+        raise NotFound.named(
+            f"snapshot of {self._name}", name, known, hint=f"take one with `%vm snapshot {self._name} {name}`"
+        )
+
+    def tree(self) -> Any:
+        """Return the snapshot tree, which shows itself in a notebook and in a terminal."""
+        from vmlab.render.tree import SnapshotTree
+
+        return SnapshotTree(self)
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether the last revert can be taken back."""
+        return self._record.undo is not None
+
+    def revert(
+        self,
+        snapshot: Snapshot | str | None = None,
+        *,
+        clock: Literal["then", "now"] = "then",
+        keep: bool = True,
+        force: bool = False,
+    ) -> Machine:
+        """Make the present equal to a snapshot: disks, and if it is live RAM, devices and CPUs, running or paused as it was.
+
+        Parameters
+        ----------
+        snapshot
+            A snapshot or its name; by default the one that the present stands on.
+        clock
+            ``then``: the guest's clock goes on from the time of the snapshot. ``now``: its agent is told the time.
+        keep
+            Keep the abandoned present, so that :meth:`undo` brings it back.
+
+        Raises
+        ------
+        NotFound, SnapshotDamaged, SnapshotIncompatible, NoSpace
+            Nothing has changed then.
+        """
+        store = self._lab.store
+        with self._open("revert") as (record, domain):
+            target = self._target(record, snapshot)
+            here = target.id if target.kind != "undo" else store.label(target.id).parent
+            self._go_to(record, domain, target, here, keep=keep, force=force)
+        if clock == "now" and target.ram is not None:
+            self.set_clock()
+        return self
+
+    def undo(self, *, clock: Literal["then", "now"] = "then") -> Machine:
+        """Take the last revert back: the present that it left goes on, running if it ran. Undo again to go back again.
+
+        Raises
+        ------
+        NotFound
+            There is nothing to take back.
+        """
+        store = self._lab.store
+        with self._open("undo") as (record, domain):
+            if record.undo is None:
+                raise NotFound(
+                    f"There is no revert of {self._name} to take back.",
+                    hint="a revert keeps the present until the next one replaces it",
+                )
+            target = store.snapshot(record.undo)
+            here = target.id if target.kind != "undo" else store.label(target.id).parent
+            self._go_to(record, domain, target, here, keep=True, force=False)
+        if clock == "now" and target.ram is not None:
+            self.set_clock()
+        return self
+
+    def _target(self, record: MachineRecord, snapshot: Snapshot | str | None) -> SnapshotRecord:
+        store = self._lab.store
+        if isinstance(snapshot, Snapshot):
+            if snapshot.id not in {s.id for s in self.snapshots} | {record.root}:
+                raise NotFound(
+                    f"'{snapshot.name}' is a snapshot of {snapshot.machine_name}, not of {self._name}.",
+                    hint=f"make a machine from it: `%vm fork {snapshot.machine_name} --from {snapshot.name}`",
+                )
+            return store.snapshot(snapshot.id)
+        if snapshot is not None:
+            return store.snapshot(self.find(snapshot).id)
+        if record.here is None:
+            raise NotFound(
+                f"{self._name} has no snapshot to go back to.", hint=f"take one with `%vm snapshot {self._name}`"
+            )
+        return store.snapshot(record.here)
+
+    def _go_to(
+        self, record: MachineRecord, domain: Domain, target: SnapshotRecord, here: str | None, *, keep: bool, force: bool
+    ) -> None:
+        """Leave the present and continue ``target``; what fails on the way leaves the present as it was."""
+        store = self._lab.store
+        load.check(store, target)
+        before, state = replace(record), domain.state()
+        if state == "off":
+            self._lab.need_memory(target.spec, mapped=target.ram is not None, force=force)
+        kept = self._keep_present(record, domain, state) if keep else None
+        upper = store.add_layers(target.layers)
+        record.layers, record.here = upper, here
+        record.resume = target.id if target.ram is not None else None
+        record.mapped, record.undo = None, kept
+        record.spec = replace(target.spec, sound=target.spec.sound)
+        # From here on the machine is at the target, whoever dies: a start continues it.
+        record.pending = {"doing": "revert"}
+        store.save_machine(record)
+        domain.destroy()
+        try:
+            if target.ram is not None:
+                load.resume(store, record, domain, target, paused=target.state == "paused")
+        except VMLabError as error:
+            self._come_back(before, domain, kept, state, error)
+            raise
+        record.pending = None
+        store.save_machine(record)
+        if before.undo is not None and store.snapshot(before.undo).kind == "undo":
+            store.save_label(before.undo, replace(store.label(before.undo), forgotten=True))
+        # What the last revert had kept is free now; deleting it need not be waited for.
+        threading.Thread(target=self._lab.collect_quietly, name="vmlab-collect").start()
+
+    def _keep_present(self, record: MachineRecord, domain: Domain, state: str) -> str | None:
+        store = self._lab.store
+        try:
+            if state in ("running", "paused"):
+                return save.present(store, record, domain)
+            if record.resume is not None and state == "off":
+                # Nothing has run since: the present is that state itself.
+                return record.resume
+            return save.offline(store, record, "before the revert", "", kind="undo")
+        except BaseException:
+            with contextlib.suppress(VMLabError):
+                if state == "running":
+                    save.go_on(domain, "running")
+            raise
+
+    def _come_back(
+        self, before: MachineRecord, domain: Domain, kept: str | None, state: str, error: VMLabError
+    ) -> None:
+        """After a revert that QEMU refused: bring the present back, and say so in the error."""
+        store = self._lab.store
+        record = before
+        record.pending = None
+        try:
+            if kept is not None and state in ("running", "paused"):
+                present = store.snapshot(kept)
+                record.layers = store.add_layers(present.layers)
+                load.resume(store, record, domain, present, paused=present.state == "paused")
+            error.hint = "the machine is as it was before; " + (error.hint or "go back to another snapshot")
+        finally:
+            store.save_machine(record)
+
+    @contextlib.contextmanager
+    def temporarily(self) -> Iterator[Machine]:
+        """Undo whatever the block does to the machine: a snapshot at its start, a revert to it at its end."""
+        snapshot = self.snapshot(f"temporary-{uuid.uuid4().hex[:6]}", "start of a temporary change")
+        try:
+            yield self
+        finally:
+            self.revert(snapshot, keep=False)
+            snapshot.forget()
+
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int | None = None,
+        names: list[str] | None = None,
+        snapshot: Snapshot | str | None = None,
+        clock: Literal["then", "now"] = "then",
+        force: bool = False,
+    ) -> Any:
+        """Make new machines that start from a snapshot, sharing its RAM and disk, and go their own way.
+
+        Parameters
+        ----------
+        name
+            Of the one new machine; by default this one's with a number.
+        count, names
+            For several at once.
+        snapshot
+            Where they start; by default the present, of which a snapshot is taken first.
+
+        Returns
+        -------
+        Machine or list of Machine
+            A list if ``count`` or ``names`` is given.
+        """
+        if snapshot is None:
+            origin = self._present_snapshot()
+        else:
+            with self._open("fork") as (record, _):
+                origin = Snapshot(self._lab, self._target(record, snapshot))
+        wanted = names or ([name] if name else self._lab.free_names(self._name, count or 1))
+        forks = self._lab.fork(origin, wanted, clock=clock, force=force)
+        return forks if names is not None or count is not None else forks[0]
+
+    def _present_snapshot(self) -> Snapshot:
+        """Return a snapshot of the present: a new one, unless nothing has run since the last."""
+        record = self._record
+        if self._state(record) == "suspended" and record.resume == record.here and record.resume:
+            return Snapshot(self._lab, self._lab.store.snapshot(record.resume))
+        taken = {s.name for s in self.snapshots}
+        name = next(n for n in (f"fork-{i}" for i in range(1, len(taken) + 2)) if n not in taken)
+        return self.snapshot(name, "taken to fork from")
+
+    # -- identity of a fork --------------------------------------------------------------------------------------
+
+    def _settle_identity(self) -> None:
+        """Wait until a fork's new identity has been told to it, if this process is just doing that."""
+        thread = self._lab.identity_threads.get(self._name)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    # -- what it takes -------------------------------------------------------------------------------------------
+
+    def usage(self, over: float = 0.1) -> Usage:
+        """Return what it takes now; CPU is measured over ``over`` seconds."""
+        return self._lab.usage([self], over)[0]
+
+    def _sample(self) -> tuple[float, float]:
+        return time.monotonic(), self._domain().cpu_seconds()
+
+    def _usage(self, percent: float) -> Usage:
+        record, domain, store = self._record, self._domain(), self._lab.store
+        pid = domain.pid
+        memory = load.memory_taken(pid) if pid else {"pss": 0, "private": 0, "shared": 0}
+        disk = sum(allocated(store.layer_path(layer)) for layer in record.layers.values()) + allocated(self.folder)
+        taken = 0
+        for snapshot in store.snapshots_of(record.uuid, ("snapshot",)):
+            taken += sum(save.sizes(store, snapshot))
+        if record.undo:
+            with contextlib.suppress(VMLabError):
+                taken += allocated(store.snapshot_folder(record.undo))
+        return Usage(
+            name=self._name,
+            state=self._state(record),
+            cpu_percent=percent,
+            cpu_seconds=domain.cpu_seconds(),
+            memory_pss=memory["pss"],
+            memory_private=memory["private"],
+            memory_shared=memory["shared"],
+            memory=record.spec.memory << 20,
+            disk=disk,
+            snapshots=taken,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known of it."""
+        record, here = self._record, self.here
+        return {
+            "name": record.name,
+            "uuid": record.uuid,
+            "state": self._state(record),
+            "image": record.image,
+            "memory": record.spec.memory,
+            "vcpus": record.spec.vcpus,
+            "here": here.name if here else None,
+            "can_undo": record.undo is not None,
+            "forwards": [list(pair) for pair in record.forwards],
+            "description": record.description,
+            "created": record.created,
+        }
+

@@ -1,0 +1,1 @@
+"""What vmlab keeps on disk: records, disk layers, locks, and the collection of what nothing refers to."""
