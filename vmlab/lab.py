@@ -16,13 +16,15 @@ from typing import Any, Literal
 
 from vmlab.engine import load
 from vmlab.errors import MachineErrors, NoMemory, NotFound, UsageError, VMLabError
+from vmlab.guest import identity
 from vmlab.hypervisor import account as accounts
 from vmlab.hypervisor import domain as domains
+from vmlab.hypervisor.accelerator import best_accelerator
 from vmlab.image import Image, Progress, quiet, ready_key
 from vmlab.machine import Machine, Usage
 from vmlab.snapshot import Snapshot
 from vmlab.store import collect
-from vmlab.store.records import LimitsRecord, MachineRecord, MachineSpec, check_name
+from vmlab.store.records import LimitsRecord, MachineRecord, MachineSpec, check_name, write_json
 from vmlab.store.store import Store, size_text
 
 #: What QEMU itself takes beside the guest's RAM, in bytes, and the part of mapped RAM that a fork is expected to change.
@@ -263,7 +265,7 @@ class Lab:
             value = options.get(key)
             return default if value is None else value
 
-        accelerator = pick("accelerator", None) or _best_accelerator()
+        accelerator = pick("accelerator", None) or best_accelerator()
         if accelerator not in ("kvm", "tcg"):
             raise UsageError(f"'{accelerator}' is no accelerator.", hint="use kvm or tcg")
         bus = str(data.get("disk_bus", "virtio"))
@@ -428,25 +430,27 @@ class Lab:
                 self._unmake(record, domain)
                 raise
         if start and source.ram is not None and source.spec.agent and hostname:
-            self._give_identity(machine, record, clock)
+            self._give_identity(machine, record, source.mac, clock)
         return machine
 
-    def _give_identity(self, machine: Machine, record: MachineRecord, clock: str) -> None:
+    def _give_identity(self, machine: Machine, record: MachineRecord, old_mac: str, clock: str) -> None:
         """Tell a fork its new name, machine ID and MAC through its agent, beside whatever comes next.
 
         The fork runs already; a first command waits for this.
         """
 
         def tell() -> None:
-            from vmlab.guest import identity
-
             domain = machine._domain()
             try:
-                with contextlib.suppress(VMLabError):
-                    identity.renew(domain, hostname=record.name, mac=record.mac)
+                with contextlib.suppress(VMLabError, OSError):
+                    found = identity.renew(domain, hostname=record.name, mac=record.mac, old_mac=old_mac)
+                    write_json(machine.folder / "identity.json", {"format": 1, **found.to_json()})
                 if clock == "now":
                     with contextlib.suppress(VMLabError):
                         identity.set_clock(domain)
+                if record.forwards:
+                    with contextlib.suppress(VMLabError):
+                        self._follow_address(machine)
             finally:
                 self.identity_threads.pop(record.name, None)
 
@@ -454,6 +458,18 @@ class Lab:
         thread = threading.Thread(target=tell, name=f"vmlab-identity-{record.name}")
         self.identity_threads[record.name] = thread
         thread.start()
+
+    def _follow_address(self, machine: Machine) -> None:
+        """Forward a fork's ports to the address that its new MAC gets by DHCP, should that be another one."""
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            found = identity.addresses(machine._domain())
+            if found and load.FIRST_ADDRESS not in found:
+                with machine._open("forward its ports") as (now, domain):
+                    load.forward(now, domain, found[0], before=load.FIRST_ADDRESS)
+                    self.store.save_machine(now)
+                return
+            time.sleep(0.2)
 
     def free_names(self, stem: str, count: int) -> list[str]:
         """Return ``count`` names that are not taken: ``web-2``, ``web-3`` ..."""
@@ -631,12 +647,6 @@ def _new_record(
         spec=spec,
         forwards=tuple((int(host), int(guest)) for host, guest in forwards),
     )
-
-
-def _best_accelerator() -> str:
-    from vmlab import doctor
-
-    return doctor.best_accelerator()
 
 
 _machine_types: dict[str, str] = {}

@@ -22,7 +22,7 @@ from vmlab.errors import (
 from vmlab.guest.access import GuestAccess
 from vmlab.hypervisor.domain import Domain
 from vmlab.snapshot import Snapshot
-from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord, check_name
+from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord, check_name, read_json
 from vmlab.store.store import allocated
 
 if TYPE_CHECKING:
@@ -497,7 +497,7 @@ class Machine(GuestAccess):
             if snapshot.id not in {s.id for s in self.snapshots} | {record.root}:
                 raise NotFound(
                     f"'{snapshot.name}' is a snapshot of {snapshot.machine_name}, not of {self._name}.",
-                    hint=f"make a machine from it: `%vm fork {snapshot.machine_name} --from {snapshot.name}`",
+                    hint=f"make a machine from it: `%vm fork {snapshot.machine_name} --snapshot {snapshot.name}`",
                 )
             return store.snapshot(snapshot.id)
         if snapshot is not None:
@@ -632,6 +632,17 @@ class Machine(GuestAccess):
         thread = self._lab.identity_threads.get(self._name)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """What a fork got of its own (``done``), could not be given (``failed``), and still shares (``same``).
+
+        None for a machine that booted, or has no agent.
+        """
+        self._settle_identity()
+        with contextlib.suppress(FileNotFoundError):
+            return read_json(self.folder / "identity.json")
+        return None
 
     # -- what it takes -------------------------------------------------------------------------------------------
 

@@ -232,14 +232,30 @@ def _wait_loaded(domain: Domain) -> None:
         pause = min(pause * 1.5, 0.05)
 
 
-def forward(machine: MachineRecord, domain: Domain) -> None:
-    """Forward the machine's ports on loopback; a host port that is taken gives way to a free one."""
+#: The address that QEMU's user-mode network gives to its first guest.
+FIRST_ADDRESS = "10.0.2.15"
+
+
+def forward(
+    machine: MachineRecord, domain: Domain, address: str = FIRST_ADDRESS, before: str | None = None
+) -> None:
+    """Forward the machine's ports on loopback; a host port that is taken gives way to a free one.
+
+    Parameters
+    ----------
+    address
+        The guest's own, in its user-mode network.
+    before
+        The address that the ports are forwarded to now: the guest has got another one.
+    """
     if machine.spec.network != "user" or not machine.forwards:
         return
     done = []
     for host, guest in machine.forwards:
+        if before is not None:
+            domain.hmp(f"hostfwd_remove hostnet0 tcp:127.0.0.1:{host}")
         for port in (host, free_port()):
-            answer = domain.hmp(f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-:{guest}").strip()
+            answer = domain.hmp(f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-{address}:{guest}").strip()
             if not answer:
                 done.append((port, guest))
                 break

@@ -3,6 +3,9 @@
 A ``/dev/kvm`` says little: some hosts have one that starts QEMU and runs the firmware, and then hangs or kills every
 ordinary operating system. So a tiny guest is run once under KVM (``accelerator.S`` beside this file: what every 64-bit
 system does, in 664 bytes), and the verdict is kept until the host boots again or something that matters changes.
+
+The probe guest was tried on both sides: under the kernel's kvm_amd it runs to its end; under a kvm_pvm host without svm
+or vmx, where ordinary kernels hang, it stops at its first exception.
 """
 
 from __future__ import annotations

@@ -1,0 +1,311 @@
+"""How results look: what is in the HTML, that nothing of the user's gets into it unescaped, the tree's drawing."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from commands_fakes import MIB, START, Image, Lab, Machine, Snapshot, Usage, lab, png, web
+from PIL import Image as Pillow
+
+from vmlab import render
+from vmlab.engine.proof import Verification
+from vmlab.errors import VMLabError
+from vmlab.guest.agent import CommandResult
+from vmlab.render import page, units
+from vmlab.render.images import ImageTable
+from vmlab.render.machines import MachineTable
+from vmlab.render.results import Ended, Note, Plain, area_html, lines_of, output_html, words
+from vmlab.render.tree import PRESENT, Node, SnapshotTree, layout, smaller, text_graph
+
+EVIL = '<img src=x onerror="alert(1)">&amp;\x1b[31m\x00'
+VOID = {"img", "br", "hr", "meta", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, and checks that every one is closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open[-1:] == [tag], (tag, self.open)
+        self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+
+def parse(html):
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert not checker.open
+    assert "script" not in checker.tags
+    assert not any(name.startswith("on") for _, attrs in checker.attributes for name in attrs)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", html)
+    for tag, attrs in checker.attributes:
+        if tag == "img":
+            assert attrs["alt"]
+            assert attrs["src"].startswith("data:image/png;base64,")
+        if tag == "th":
+            assert attrs["scope"] in ("row", "col")
+    return checker
+
+
+def evil():
+    snapshot = Snapshot(EVIL, EVIL, description=EVIL, machine_name=EVIL, here=True, png=png(), live=False)
+    machine = Machine(EVIL, EVIL, image=EVIL, here=snapshot, snapshots=[snapshot])
+    broken = Machine(EVIL, error=VMLabError(EVIL))
+    result = CommandResult(EVIL, EVIL, 1, EVIL, EVIL, 0.1)
+    return {
+        "machines": MachineTable([machine, broken]),
+        "tree": SnapshotTree(machine),
+        "snapshot": render.as_view(snapshot),
+        "images": ImageTable([Image(EVIL, EVIL, description=EVIL)]),
+        "verification": render.as_view(
+            Verification(EVIL, EVIL, False, False, None, True, (EVIL,), 1, [EVIL])
+        ),
+        "result": render.as_view(result),
+        "ended": Ended(EVIL, result),
+        "note": Note(EVIL),
+        "plain": Plain(EVIL, title=EVIL),
+    }
+
+
+@pytest.mark.parametrize("kind", list(evil()))
+def test_what_users_write_is_escaped(kind):
+    view = evil()[kind]
+    checker = parse(view.html())
+    assert not any(attrs.get("src") == "x" for _, attrs in checker.attributes)
+    assert "<img src=x" in "".join(checker.words)  # still readable, as text
+    assert "\x1b" not in view.text()
+    assert "\x00" not in view.text()
+
+
+def test_areas_escape_too():
+    for status in (None, 0, 1):
+        parse(
+            area_html(
+                EVIL, [("stdout", EVIL), ("stderr", EVIL)], status=status, elapsed=1, trouble=EVIL, cut=3
+            )
+        )
+
+
+@pytest.mark.parametrize("thing", ["a text", 3, None, {"a": 1}, [EVIL]])
+def test_anything_has_html(thing):
+    parse(render.html(thing))
+
+
+def test_style_works_in_light_and_dark_and_takes_the_notebooks_theme():
+    assert "prefers-color-scheme:dark" in page.CSS
+    for name in ("--jp-content-font-color1", "--jp-success-color1", "--vscode-foreground"):
+        assert name in page.CSS
+    assert re.findall(r"(?<!var\()--v-(\w+):", page.CSS).count("fg") == 2
+    used = set(re.findall(r"var\(--v-(\w+)\)", page.CSS))
+    assert used <= set(page._COLOURS)
+    assert len(page.CSS) < 8000  # it goes into every output
+
+
+# machines ----------------------------------------------------------------------------------------------------------
+
+
+def test_machine_table_is_a_sequence_and_says_what_each_takes():
+    it = lab()
+    table = render.as_view(it)
+    assert len(table) == 3
+    assert table[0].name == "db"
+    assert table["web"].name == "web"
+    assert [m.name for m in table[1:]] == ["desk", "web"]
+    with pytest.raises(KeyError):
+        table["nosuch"]
+    text = table.text()
+    assert re.search(
+        r"web\s+● running\s+tiny\s+0\.4 %\s+61 MiB\s+256 MiB\s+3\.0 MiB\s+208 MiB\s+good\s+8080→80", text
+    )
+    assert re.search(r"db\s+○ off\s+tiny\s+–\s+–\s+256 MiB", text)
+    checker = parse(table.html())
+    assert "3 machines" in checker.words
+    assert ("a", "http://localhost:8080") in [(t, a.get("href")) for t, a in checker.attributes]
+    assert any("61 MiB of 256 MiB" in (a.get("aria-label") or "") for _, a in checker.attributes)
+
+
+def test_every_state_is_said_in_words_not_only_in_colour():
+    for state in ("running", "paused", "off", "suspended", "crashed"):
+        table = MachineTable([Machine("m", state)])
+        assert state in "".join(parse(table.html()).words)
+        assert state in table.text()
+
+
+def test_one_sick_machine_does_not_hide_the_others():
+    table = MachineTable([Machine("ill", error=VMLabError("Its record is lost.")), Machine("well")])
+    assert "ill: Its record is lost." in table.text()
+    assert "running" in table.text()
+    assert table.to_json()[0]["trouble"] == "Its record is lost."
+
+
+def test_no_machines_yet():
+    assert "create web" in str(MachineTable([]))
+    assert "%vm create web" in "".join(parse(MachineTable([]).html()).words)
+
+
+def test_json_is_in_bytes():
+    [row] = MachineTable([Machine("m")], [Usage("m", "running", memory_pss=5)]).to_json()
+    assert row["memory"] == 256 * MIB
+    assert row["memory_pss"] == 5
+
+
+# tree --------------------------------------------------------------------------------------------------------------
+
+
+def drawing(*edges, here=None):
+    nodes = [Node(name, name, parent, live=True) for name, parent in edges]
+    if here:
+        nodes.append(Node(PRESENT, "now", here))
+    return [text_graph(line) + line.node.name for line in layout(nodes)]
+
+
+def test_a_line_of_snapshots_stays_in_one_lane():
+    names = [f"s{i:03}" for i in range(200)]  # deeper than recursion would allow with a few frames each
+    assert drawing(*zip(names, [None, *names], strict=False)) == [f"● {name}" for name in names]
+
+
+def test_branches_come_before_what_leads_to_the_present():
+    tree = drawing(("a", None), ("b", "a"), ("c", "a"), ("d", "b"), ("e", "b"), ("f", "e"), here="d")
+    assert tree == ["● a", "├─● c", "● b", "├─● e", "│ ● f", "● d", "◆ now"]
+
+
+def test_branches_of_branches():
+    tree = drawing(("a", None), ("b", "a"), ("c", "b"), ("d", "b"), ("e", "a"), here="e")
+    assert tree == ["● a", "├─● b", "│ ├─● c", "│ ● d", "● e", "◆ now"]
+
+
+def test_several_roots_lost_parents_and_circles():
+    assert drawing(("a", None), ("b", "gone"), here="a") == ["● b", "● a", "◆ now"]
+    assert drawing(("a", "b"), ("b", "a"), here="a") == []  # nothing is drawn, but it ends
+
+
+def test_tree_shows_where_one_is():
+    tree = SnapshotTree(web())
+    lines = tree.text().splitlines()
+    order = [line.split()[1] for line in lines[2:8]]
+    assert order == ["clean", "first", "<b>broken</b>", "other", "good", "running,"]
+    assert lines[4].startswith("├─● <b>broken")
+    assert "you are here" in lines[7]
+    assert "undo web" in lines[-1]
+    checker = parse(tree.html())
+    assert [a for t, a in checker.attributes if a.get("aria-current")]
+    times = [a for t, a in checker.attributes if t == "time"]
+    assert len(times) == 5
+    assert all(a["title"].startswith("2026-11-22") for a in times)
+    assert tree.to_json()["here"] == "e"
+    assert len(tree.to_json()["snapshots"]) == 5
+
+
+def test_the_root_of_a_tree_says_where_it_comes_from():
+    ready = Snapshot("r", "ready", kind="ready", machine_name="tiny")
+    tree = SnapshotTree(Machine("web", root=ready, here=ready))
+    assert "● ready image tiny" in tree.text()
+    assert "No snapshots yet" in tree.text()
+    fork = SnapshotTree(Machine("w2", root=Snapshot("c", "clean", machine_name="web")))
+    assert "● clean of web" in fork.text()
+
+
+def test_thumbnails_are_small_and_sharp():
+    small = smaller(png(1920, 1080))
+    assert len(small) < 12_000
+    assert Pillow.open(io.BytesIO(small)).size == (176, 99)
+    assert smaller(b"no picture") is None
+    html = SnapshotTree(web()).html()
+    data = re.findall(r"base64,([A-Za-z0-9+/=]+)", html)
+    assert len(data) == 2
+    assert all(base64.b64decode(d).startswith(b"\x89PNG") for d in data)
+    assert len(html) < 40_000
+
+
+# others ------------------------------------------------------------------------------------------------------------
+
+
+def test_verification_says_what_was_compared():
+    good = render.as_view(Snapshot("a", "clean").verify())
+    assert "resumed at RIP=ffffffff81e0b1c6, identical" in good.text()
+    assert good.ok
+    assert "✗" not in good.html()
+    bad = render.as_view(
+        Verification("clean", "web", True, False, True, True, ("1",), 1, ["RAM: 3 pages differ"])
+    )
+    assert "not identical: RAM" in bad.text()
+    assert "3 pages differ" in bad.text()
+    parse(bad.html())
+
+
+def test_snapshot_says_for_how_long_the_guest_stood_still():
+    assert "guest stood still 31 ms" in render.text(Snapshot("a", "clean"))
+
+
+def test_limits():
+    from vmlab.lab import Limits
+
+    limits = Limits(24 << 30, 6 << 30, 1 << 30, 100 << 30, 40 << 30, 5 << 30, 2, 3, 512 * MIB, 1 << 30, 8)
+    text = render.text(limits)
+    assert re.search(r"RAM\s+█+░+\s+18 GiB\s+24 GiB\s+512 MiB\s+machines take 1\.0 GiB", text)
+    assert "3 running on 2 CPUs; at most 8 machines may run at once." in text
+    parse(render.html(limits))
+    assert render.to_json(limits)["max_running"] == 8
+
+
+def test_collected():
+    from vmlab.store.collect import Collected
+
+    assert render.text(Collected(1, 2, 0, 3 * MIB)) == "Freed 3.0 MiB: 1 snapshot and 2 layers."
+    assert render.text(Collected()) == "There was nothing to free."
+
+
+def test_output_as_a_terminal_would_leave_it():
+    assert lines_of("10%\r 50%\r100%\nnext\r\n") == ["100%", "next"]
+    html = output_html("\x1b[1;31mred <b>\x1b[0m plain\n")
+    assert "&lt;b&gt;" in html
+    assert "color: #" in html
+    assert "\x1b" not in html
+    assert output_html("a < b\n") == "a &lt; b"
+
+
+def test_units():
+    assert [units.size(n) for n in (0, 1023, 1024, 9.96 * 1024, 768 * MIB, 3 << 30, None)] == [
+        "0 B", "1023 B", "1.0 KiB", "10 KiB", "768 MiB", "3.0 GiB", "–",
+    ]  # fmt: skip
+    assert [units.duration(s) for s in (0.0314, 0.5, 12.34, 125, 3780)] == [
+        "31 ms", "0.50 s", "12.3 s", "2 min 05 s", "1 h 03 min",
+    ]  # fmt: skip
+    at = START
+    steps = [0, 30, 90, 7200, 90000, 400000]
+    assert [units.ago(at, at + dt.timedelta(seconds=s)) for s in steps] == [
+        "just now", "30 s ago", "1 min ago", "2 h ago", "1 day ago", "4 days ago",
+    ]  # fmt: skip
+    assert [units.percent(p) for p in (0, 0.44, 97.6, None)] == ["0 %", "0.4 %", "98 %", "–"]
+
+
+def test_names_in_a_sentence():
+    assert [words(list(n)) for n in ("", "a", "ab", "abc")] == ["nothing", "a", "a and b", "a, b and c"]
+
+
+def test_colours_only_for_those_who_watch(monkeypatch):
+    table = MachineTable([Machine("m")])
+    assert "\x1b" not in str(table)
+    assert "\x1b[" in table.text(colour=True)
+
+
+def test_lab_without_usage_of_a_deleted_machine():
+    assert "No machines yet" in render.text(Lab())

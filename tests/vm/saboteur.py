@@ -1,0 +1,178 @@
+"""Operations that die in the middle, as whole processes do: by SIGKILL, before any step that leaves a trace.
+
+``python saboteur.py`` is a small server: each line on its standard input asks for one operation and names the step
+before which the process that does it kills itself. It forks for each, so that an operation costs no start of Python.
+The steps are the places where something outside the process changes: a monitor command, a libvirt call, a record
+written, a file renamed, a disk layer made.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import vmlab.engine.load
+import vmlab.engine.save
+import vmlab.store.store
+from vmlab.errors import VMLabError
+from vmlab.hypervisor import account as accounts
+from vmlab.hypervisor.domain import Domain
+from vmlab.lab import Lab
+from vmlab.store.store import Store
+
+
+@dataclass(frozen=True)
+class OwnAccount(accounts.Account):
+    """The account of the tests with another home: so with a libvirt daemon of its own, which may be killed."""
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        env = super().environment()
+        for key in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+            env.pop(key, None)
+        return env | {"HOME": str(self.home)} | dict(extra or {})
+
+
+def own_account(home: Path) -> OwnAccount:
+    usual = accounts.account()
+    run = home / "run"
+    own = OwnAccount(**{**asdict(usual), "home": home, "runtime_dir": run, "socket": run / "libvirt" / usual.socket.name})
+    own.make_dir(home)
+    return own
+
+
+def own_lab(home: Path) -> Lab:
+    account = own_account(home)
+    lab = Lab(home / "store")
+    lab.account = account
+    lab.store = Store(lab.home, lab.account)
+    return lab
+
+
+# -- in the process that dies ------------------------------------------------------------------------------------------
+
+STEPS = (
+    (Domain, "qmp"),
+    (Domain, "hmp"),
+    (Domain, "create"),
+    (Domain, "define"),
+    (Domain, "undefine"),
+    (Domain, "destroy"),
+    (Domain, "pause"),
+    (Domain, "resume"),
+    (Domain, "switch_disks"),
+    (vmlab.engine.save, "_wait"),
+    (vmlab.engine.load, "_wait_loaded"),
+    (vmlab.store.store, "run_qemu_img"),
+    (pathlib.Path, "rename"),
+    (pathlib.Path, "replace"),
+    (pathlib.Path, "unlink"),
+)
+
+
+class Steps:
+    """Counts the steps of an operation, and ends the process before one of them."""
+
+    def __init__(self, last: int | None) -> None:
+        self.last, self.count, self.seen = last, 0, list[str]()
+
+    def before(self, label: str) -> None:
+        if label == "qmp query-migrate" and self.seen[-1:] == [label]:
+            return  # how often it is asked is chance
+        self.count += 1
+        self.seen.append(label)
+        if self.count == self.last:
+            print(json.dumps({"died": True, "at": label, "step": self.count}), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self, owner: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        @functools.wraps(original)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            # Of a record's new name, .machine.json.PID.RANDOM, only what is the same each time.
+            file = args[0].name.split(".")[1] if owner is pathlib.Path and "." in args[0].name else ""
+            detail = args[1] if name in ("qmp", "hmp") else file
+            self.before(f"{name} {detail}".strip())
+            return original(*args, **kwargs)
+
+        setattr(owner, name, step)
+
+
+def operate(order: dict[str, Any]) -> None:
+    lab = own_lab(Path(order["home"]))
+    steps = Steps(order["step"])
+    for owner, name in STEPS:
+        steps.watch(owner, name)
+    verb, name, argument = order["verb"], order["machine"], order.get("argument")
+    try:
+        if verb == "create":
+            lab.create(name, argument)
+        elif verb == "boot":
+            lab.create(name, argument, bake=False)
+        elif verb == "bake":
+            lab.image(argument).bake(memory=order.get("memory"))
+        elif verb == "forget":
+            lab.machine(name).find(argument).forget()
+        elif verb == "verify":
+            lab.machine(name).find(argument).verify()
+        else:
+            getattr(lab.machine(name), verb)(*([argument] if argument is not None else []))
+    except VMLabError as error:
+        print(json.dumps({"died": False, "error": str(error), "steps": steps.seen}), flush=True)
+    else:
+        print(json.dumps({"died": False, "steps": steps.seen}), flush=True)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                operate(json.loads(line))
+            except BaseException as error:
+                print(json.dumps({"died": False, "error": repr(error), "steps": []}), flush=True)
+            finally:
+                sys.stdout.flush()
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+
+# -- in the test -------------------------------------------------------------------------------------------------------
+
+
+class Saboteur:
+    """The server's other end."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, verb: str, machine: str = "", argument: str | None = None, *, step: int | None = None, **more: Any) -> dict[str, Any]:
+        """Do ``verb``, dying before step number ``step``; tells ``died`` and ``at``, or the ``steps`` that there are."""
+        order = {"home": str(self.home), "verb": verb, "machine": machine, "argument": argument, "step": step, **more}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,229 @@
+"""A snapshot continues exactly where it was taken: registers, RAM, screen, pointer; and a difference is found."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vmlab.engine import mapped_ram
+from vmlab.guest.keys import Pointer
+from vmlab.guest.screen import Screenshot
+from vmlab.lab import Lab
+from vmlab.machine import Machine
+from vmlab.snapshot import Snapshot
+
+
+def registers(machine: Machine) -> str:
+    return machine.domain.hmp("info registers -a").replace("\r", "")
+
+
+def recorded(snapshot: Snapshot) -> tuple[str, Screenshot]:
+    """Return the registers and the screen that were recorded when a snapshot was taken."""
+    png = snapshot.png
+    assert png is not None
+    return (snapshot.folder / "registers.txt").read_text(), Screenshot.open(png)
+
+
+def assert_exact(snapshot: Snapshot) -> None:
+    proof = snapshot.verify()
+    assert proof.ok, str(proof)
+    assert (proof.registers, proof.ram, proof.screen, proof.files) == (True, True, True, True)
+    assert all(int(rip, 16) for rip in proof.rip)
+    assert f"RIP={proof.rip[0]}" in recorded(snapshot)[0].replace("EIP=", "RIP=")
+
+
+def test_a_game_goes_on_in_the_middle(invaders: Machine) -> None:
+    first = invaders.screenshot()
+    invaders.keys("right", "right", "right", "spc")
+    playing = invaders.wait_for_screen(lambda now: now != first, timeout=20)
+    running = invaders.snapshot("playing")
+    invaders.pause()
+    paused = invaders.snapshot("held")
+    assert [running.live, paused.live] == [True, True]
+    invaders.resume()
+    invaders.wait_for_screen(lambda now: now != playing and now != recorded(paused)[1], timeout=20)
+
+    for snapshot in (running, paused):
+        assert_exact(snapshot)
+
+    # Not a throw-away guest but the machine itself: it stands before its first instruction, and so it stays.
+    invaders.revert(paused)
+    assert invaders.state == "paused"
+    was, screen = recorded(paused)
+    assert registers(invaders) == was
+    # The game hides the cursor of text mode, the one thing that a text screen shows and no snapshot holds.
+    assert invaders.screenshot() == screen
+    time.sleep(0.3)
+    assert registers(invaders) == was
+
+    # And then the game goes on, from there.
+    invaders.resume()
+    invaders.wait_for_screen(lambda now: now != screen, timeout=20)
+    invaders.revert(running)
+    assert invaders.state == "running"
+    invaders.wait_for_screen(lambda now: now != recorded(running)[1], timeout=20)
+
+
+def test_a_busy_guest(tiny: Machine) -> None:
+    """A program that counts in its memory as fast as it can, and never reads it back from anywhere."""
+    tiny.succeed("(n=0; while :; do n=$((n+1)); [ $((n % 500)) = 0 ] && echo $n > /dev/shm/count; done) > /dev/null 2>&1 &")
+    tiny.wait_for_file("/dev/shm/count")
+    look = "cat /dev/shm/count /run/nonce /proc/sys/kernel/random/boot_id"
+    count, nonce, boot = tiny.succeed(look).split()
+    snapshot = tiny.snapshot()
+    tiny.wait_until_succeeds(f"test $(cat /dev/shm/count) -gt {int(count) + 20000}")
+    far = int(tiny.succeed("cat /dev/shm/count"))
+    assert_exact(snapshot)
+
+    tiny.revert(snapshot)
+    again, nonce_again, boot_again = tiny.succeed(look).split()
+    assert (nonce_again, boot_again) == (nonce, boot)
+    assert int(count) <= int(again) < far
+    # It counts on: the same process, not a new one.
+    tiny.wait_until_succeeds(f"test $(cat /dev/shm/count) -gt {again}")
+
+    # What a machine that itself runs on mapped RAM saves is as exact.
+    assert_exact(tiny.snapshot("second generation"))
+    assert_exact(snapshot)
+
+
+def locate(machine: Machine) -> tuple[int, int]:
+    """Return where the guest's own X server has the pointer."""
+    said = machine.succeed("DISPLAY=:0 xdotool getmouselocation --shell")
+    values = dict(line.split("=") for line in said.split())
+    return int(values["X"]), int(values["Y"])
+
+
+def windows(machine: Machine) -> dict[str, str]:
+    """Return place and size of every window on the screen, by title."""
+    said = machine.succeed(
+        "export DISPLAY=:0; for w in $(xdotool search --onlyvisible --name '^(Terminal|Clock|Eyes|Calculator)$');"
+        " do echo $(xdotool getwindowname $w) $(xdotool getwindowgeometry --shell $w | grep -E '^(X|Y|W|H)'); done"
+    )
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in said.splitlines()}
+
+
+def test_windows_and_pointer_are_where_they_were(desktop: Machine) -> None:
+    pointer = Pointer(desktop.domain, desktop.screenshot().size)
+    desktop.succeed("DISPLAY=:0 setsid xcalc -title Calculator > /dev/null 2>&1 &")
+    desktop.wait_until_succeeds("DISPLAY=:0 xdotool search --onlyvisible --name '^Calculator$'")
+    pointer.move(417, 333)
+    desktop.wait_until_succeeds("DISPLAY=:0 xdotool getmouselocation | grep -q 'x:417 y:333'")
+    layout = windows(desktop)
+    assert set(layout) == {"Terminal", "Clock", "Eyes", "Calculator"}
+    desktop.pause()
+    snapshot = desktop.snapshot("tidy")
+    was, screen = recorded(snapshot)
+    assert desktop.screenshot() == screen
+    desktop.resume()
+
+    # Wreck it.
+    pointer.move(11, 700)
+    desktop.succeed(
+        "export DISPLAY=:0; xdotool search --name '^Calculator$' windowkill;"
+        " xdotool search --name '^Eyes$' windowmove 5 300; rm -rf /usr/share/icewm /home/user; touch /wrecked"
+    )
+    desktop.wait_until_succeeds("DISPLAY=:0 xdotool getmouselocation | grep -q 'x:11 y:700'")
+    assert windows(desktop) != layout
+    assert desktop.screenshot() != screen
+
+    desktop.revert(snapshot)
+    # Exactly as it was, before anything runs ...
+    assert desktop.state == "paused"
+    assert desktop.screenshot() == screen
+    assert registers(desktop) == was
+    # ... and for the guest itself, when it does.
+    desktop.resume()
+    assert locate(desktop) == (417, 333)
+    assert windows(desktop) == layout
+    desktop.succeed("test -d /home/user && test -d /usr/share/icewm && ! test -e /wrecked")
+    # The eyes look where the pointer is: they have got no event since, so they were drawn for it.
+    assert_exact(snapshot)
+
+
+def test_a_running_desktop_is_exact_too(desktop: Machine) -> None:
+    """Nobody holds it still: the clock's hand moves, the terminal scrolls, while the snapshot is taken."""
+    desktop.succeed("DISPLAY=:0 setsid xterm -T Busy -e sh -c 'while :; do date +%N; done' > /dev/null 2>&1 &")
+    desktop.wait_until_succeeds("DISPLAY=:0 xdotool search --onlyvisible --name '^Busy$'")
+    assert_exact(desktop.snapshot())
+
+
+@pytest.fixture
+def other(fresh_lab: Lab, names: Callable[..., str]) -> Snapshot:
+    """A snapshot in a store of its own, so that its files can be damaged."""
+    with fresh_lab.create(names("tiny"), "tiny", bake=False) as machine:
+        machine.wait_for_agent()
+        yield machine.snapshot("whole")
+
+
+def edit_manifest(snapshot: Snapshot, change: Callable[[dict[str, object]], None]) -> None:
+    path = snapshot.folder / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.chmod(0o644)
+    path.write_text(json.dumps(data))
+
+
+def test_a_difference_is_found(other: Snapshot) -> None:
+    lab = other._lab
+    assert other.verify().ok
+
+    def again() -> Snapshot:
+        return Snapshot(lab, lab.store.snapshot(other.id))
+
+    # One byte of one page of RAM.
+    ram = other.folder / "ram"
+    ram.chmod(0o644)
+    main = mapped_ram.parse(ram).main
+    with ram.open("r+b") as file:
+        page = next(n for n, there in enumerate(mapped_ram.read_bitmap(file.fileno(), main)) if there)
+        at = main.pages_offset + page * mapped_ram.PAGE + 77
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+    found = again().verify()
+    assert not found.ok
+    assert (found.ram, found.files, found.registers) == (False, False, True)
+    assert "RAM" in str(found)
+    assert "NOT identical" in str(found)
+    with ram.open("r+b") as file:
+        file.seek(at)
+        file.write(byte)
+    assert again().verify().ok
+
+    # One register: as if the snapshot had been taken one instruction later.
+    dump = other.folder / "registers.txt"
+    text = dump.read_text()
+    dump.chmod(0o644)
+    rip = other.verify().rip[0]
+    dump.write_text(text.replace(rip, f"{int(rip, 16) + 1:016x}", 1))
+    found = again().verify()
+    assert (found.ok, found.registers, found.ram) == (False, False, True)
+    assert rip in str(found)
+    dump.write_text(text)
+
+    # The screen: another fingerprint, and a picture that differs by more than the cursor.
+    path = other.folder / "screen.png"
+    path.chmod(0o644)
+    picture = Screenshot.open(path).image.convert("RGB")
+    picture.paste((255, 0, 0), (100, 100, 200, 200))
+    picture.save(path)
+    edit_manifest(other, lambda data: data.update(screen="0" * 64))
+    found = again().verify()
+    assert (found.ok, found.screen, found.registers) == (False, False, True)
+
+
+def test_verify_leaves_nothing_behind(tiny: Machine, lab: Lab) -> None:
+    snapshot = tiny.snapshot()
+    before = {m.name for m in lab.machines}, sorted(p.name for p in Path(lab.home, "layers").iterdir())
+    assert_exact(snapshot)
+    here = {m.name for m in lab.machines}
+    assert here <= before[0] | {n for n in here if n.startswith(("verify", "test", "tiny", "desktop"))}
+    assert not any("verify" in name for name in here)
+    assert not list((lab.home / "cache").glob("verify-*"))
+    assert tiny.state == "running"

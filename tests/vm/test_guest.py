@@ -1,0 +1,471 @@
+"""Commands, files, keys, pointer, screen, serial line and identity, in real guests."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmlab.errors import (
+    AgentError,
+    AgentTimeout,
+    AlreadyExists,
+    CommandFailed,
+    NoSpace,
+    NotFound,
+    UsageError,
+    VMLabError,
+    WaitTimeout,
+    WrongState,
+)
+from vmlab.guest import agent, identity, keys, serial, transfer
+from vmlab.lab import Lab
+from vmlab.machine import Machine
+
+
+@pytest.fixture(scope="module")
+def web(lab: Lab) -> Iterator[Machine]:
+    """One tiny machine for all tests here that leave nothing behind in it."""
+    machine = lab.create(f"guest-{uuid.uuid4().hex[:6]}", "tiny")
+    machine.wait_for_agent(120)
+    yield machine
+    machine.delete()
+
+
+def leftovers(machine: Machine) -> str:
+    """Folders of earlier commands that are still there (that of this command itself is not counted)."""
+    time.sleep(0.5)  # a removal that nobody waits for
+    folders = " ".join(f"{folder}/vmlab.*" for folder in agent.FOLDERS)
+    return machine.execute(
+        f'for d in {folders}; do case $0 in "$d"/*) ;; *) ls -d "$d";; esac; done 2>/dev/null'
+    ).stdout
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_execute_keeps_streams_apart_and_tells_the_status(web: Machine) -> None:
+    result = web.execute("echo out; echo err >&2; exit 3")
+    assert (result.status, result.stdout, result.stderr, result.machine) == (3, "out\n", "err\n", web.name)
+    assert web.execute(["printf", "%s|", "a b", "$HOME", "'"]).stdout == "a b|$HOME|'|"
+    with pytest.raises(CommandFailed) as caught:
+        web.succeed("true", "echo why >&2; false")
+    assert "why" in caught.value.evidence["stderr"]
+    assert leftovers(web) == ""
+
+
+def test_a_short_command_takes_few_calls(web: Machine) -> None:
+    results = sorted((web.execute("true") for _ in range(10)), key=lambda r: r.elapsed)
+    # One to start it; the others ask whether it has ended, at 8, 20, 38, 65 ... ms.
+    assert results[5].calls <= 8, [(r.calls, round(r.elapsed, 3)) for r in results]
+    assert results[5].elapsed < 1
+
+
+def test_the_environment_is_that_of_a_login(web: Machine) -> None:
+    said = web.succeed("echo $PATH; echo $HOME; pwd; id -u; echo $LANG").splitlines()
+    assert {"/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin"} <= set(said[0].split(":"))
+    assert said[1:4] == ["/root", "/root", "0"]
+    assert "UTF-8" in said[4]
+    assert web.execute("echo $GREETING", env={"GREETING": "it's me"}).stdout == "it's me\n"
+
+
+def test_the_text_of_a_script_is_not_in_the_list_of_processes(web: Machine) -> None:
+    # pkill -f in a script must not find the script's own launcher.
+    assert web.execute("ps | grep -c 'xyzz[y]'").stdout == "0\n"
+
+
+def test_output_comes_while_the_command_runs(web: Machine) -> None:
+    heard: list[tuple[float, str, str]] = []
+    begin = time.monotonic()
+    text = "for i in 1 2 3 4; do echo line $i; echo err $i >&2; sleep 0.7; done"
+    result = web.script(
+        text, on_output=lambda stream, piece: heard.append((time.monotonic() - begin, stream, piece))
+    )
+    assert heard[0][0] < result.elapsed - 1.2, "the first line came only at the end"
+    assert "".join(piece for _, stream, piece in heard if stream == "stdout") == result.stdout
+    assert "".join(piece for _, stream, piece in heard if stream == "stderr") == result.stderr
+    assert result.stdout == "".join(f"line {i}\n" for i in range(1, 5))
+    assert leftovers(web) == ""
+
+
+def test_scripts_and_interpreters(web: Machine) -> None:
+    stopped = web.script("echo one\nfalse\necho two\n")
+    assert (stopped.status, stopped.stdout) == (1, "one\n")
+    assert web.script("#!/bin/sh\nfalse\necho two\n").stdout == "two\n"
+    assert web.script("#!/usr/bin/env -S awk -f\nBEGIN { print 6 * 7 }").stdout == "42\n"
+    assert web.script("#!/usr/bin/env awk -f\nBEGIN { print 6 * 7 }").stdout == "42\n"
+    missing = web.script("#!/no/such/python\nprint(1)\n")
+    assert missing.status == 127
+    assert "not found" in missing.stderr
+    assert web.script("#" * 200_000 + "\necho long").stdout == "long\n"
+    assert web.script("echo 'a\\nb' \"$0\" %s | grep -c vmlab").stdout == "1\n"
+
+
+def test_input_of_any_size(web: Machine) -> None:
+    assert web.execute("cat", input="grün €\n").stdout == "grün €\n"
+    assert web.execute("wc -c", input=b"\0" * 300_000).stdout.strip() == "300000"
+    assert web.execute("wc -c", input=b"\0" * 2_000_000).stdout.strip() == "2000000"
+    assert web.execute("cat").stdout == ""
+
+
+def test_another_user(web: Machine) -> None:
+    web.execute("id nina 2>/dev/null || adduser -D -s /bin/sh nina 2>/dev/null || useradd -m -s /bin/sh nina")
+    result = web.execute("id -un; echo $HOME; cat", user="nina", input="in")
+    if "nina" not in result.stdout:
+        pytest.fail(f"{result!r}")
+    assert result.stdout.splitlines()[0] == "nina"
+    assert result.stdout.endswith("in")
+    assert web.execute("true", user="nobody-of-that-name").status != 0
+    with pytest.raises(UsageError):
+        web.execute("true", user="-x")
+
+
+@pytest.mark.parametrize("command", ["sleep 1000 & sleep 1000", "trap '' TERM; while :; do sleep 1; done"])
+def test_timeout_kills_the_whole_group_and_shows_what_it_said(web: Machine, command: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(WaitTimeout) as caught:
+        web.execute(f"echo begin; {command}", timeout=1)
+    assert caught.value.evidence["stdout"] == "begin\n"
+    assert time.monotonic() - begin < 15
+    assert web.execute("ps | grep -c '[s]leep 1000'").stdout == "0\n"
+    assert leftovers(web) == ""
+
+
+@pytest.mark.parametrize("user", [None, "nobody"])
+def test_interrupt_reaches_the_command(web: Machine, user: str | None) -> None:
+    heard: list[str] = []
+    timer = threading.Timer(2, _thread.interrupt_main)
+    timer.start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        web.script(
+            "trap 'echo interrupted; exit 5' INT; echo waiting; while :; do sleep 0.2; done",
+            user=user,
+            on_output=lambda _, text: heard.append(text),
+        )
+    assert time.monotonic() - begin < 12
+    if user is None:
+        assert "".join(heard) == "waiting\ninterrupted\n"
+    assert web.execute("ps | grep -c '[s]leep 0.2'").stdout == "0\n"
+    assert leftovers(web) == ""
+
+
+def test_a_daemon_left_behind_holds_nobody_up(web: Machine) -> None:
+    begin = time.monotonic()
+    assert web.execute("sleep 654 & echo started").stdout == "started\n"
+    assert time.monotonic() - begin < 5
+    assert web.execute("ps | grep -c '[s]leep 654'").stdout == "1\n"
+    web.execute("kill $(pidof sleep)")
+
+
+def test_output_of_every_size_arrives_whole(web: Machine) -> None:
+    for size in (0, 65_536, 65_537, 3_000_000):
+        result = web.execute(f"head -c {size} /dev/zero | tr '\\0' x")
+        assert (len(result.stdout), set(result.stdout) <= {"x"}, result.truncated) == (size, True, 0)
+    assert leftovers(web) == ""
+
+
+def test_endless_output_fills_neither_host_nor_guest(web: Machine) -> None:
+    with pytest.raises(WaitTimeout) as caught:
+        web.execute("while :; do df -Pk /run | tail -n 1 >&2; sleep 1; done & yes", timeout=8)
+    said = caught.value.evidence["stdout"]
+    assert said.startswith("y\n")
+    assert len(said) < agent.KEEP + 200
+    used = [
+        int(line.split()[4].rstrip("%"))
+        for line in caught.value.evidence["stderr"].splitlines()
+        if "%" in line
+    ]
+    assert used
+    assert max(used) < 95, "the guest's memory filled up"
+    assert leftovers(web) == ""
+
+
+def test_two_commands_at_once(web: Machine) -> None:
+    said: dict[str, str] = {}
+
+    def run(word: str) -> None:
+        said[word] = web.execute(f"for i in 1 2 3; do echo {word}; sleep 0.3; done").stdout
+
+    threads = [threading.Thread(target=run, args=(word,)) for word in ("one", "two", "three")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {word: f"{word}\n" * 3 for word in ("one", "two", "three")}
+
+
+def test_a_command_goes_on_after_a_pause(web: Machine) -> None:
+    timer = threading.Timer(1, web.pause)
+    timer.start()
+    resume = threading.Timer(4, web.resume)
+    resume.start()
+    result = web.execute("for i in 1 2 3 4; do echo $i; sleep 0.5; done")
+    assert result.stdout == "1\n2\n3\n4\n"
+    assert result.elapsed > 3.5
+
+
+def test_a_machine_killed_under_a_command_is_told(tiny: Machine) -> None:
+    threading.Timer(1.5, tiny.kill).start()
+    begin = time.monotonic()
+    with pytest.raises((AgentError, WrongState)) as caught:
+        tiny.execute("echo begin; sleep 100", timeout=60)
+    assert time.monotonic() - begin < 30
+    assert "stopped while 'echo begin; sleep 100' ran" in str(caught.value)
+    with pytest.raises(VMLabError):
+        tiny.execute("true")
+
+
+def test_a_machine_reverted_under_a_command_is_told(tiny: Machine) -> None:
+    snapshot = tiny.snapshot("before")
+    threading.Timer(1.5, lambda: tiny.revert(snapshot)).start()
+    with pytest.raises((AgentError, WrongState)) as caught:
+        tiny.execute("echo begin; sleep 100", timeout=60)
+    assert "while" in str(caught.value)
+    tiny.wait_for_agent(60)
+    assert tiny.execute("echo again").stdout == "again\n"
+
+
+def test_without_an_agent_the_hint_names_the_other_ways(invaders: Machine) -> None:
+    with pytest.raises(AgentError) as caught:
+        invaders.execute("true", timeout=5)
+    assert "screenshot" in (caught.value.hint or "")
+    with pytest.raises(AgentTimeout):
+        agent.wait_for_agent(invaders.domain, 1)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_go_there_and_back(web: Machine, tmp_path: Path) -> None:
+    source = tmp_path / "it's a file"
+    source.write_bytes(os.urandom(1000))
+    source.chmod(0o750)
+    assert transfer.put(web.domain, source, "/root") == "/root/it's a file"
+    assert transfer.put(web.domain, source, "/root/other name") == "/root/other name"
+    assert "-rwxr-x---" in web.succeed("ls -l '/root/other name'")
+    back = transfer.get(web.domain, "/root/other name", tmp_path / "back")
+    assert back.read_bytes() == source.read_bytes()
+    assert back.stat().st_mode & 0o777 == 0o750
+    assert transfer.read_bytes(web.domain, "/proc/version").startswith(b"Linux version 6")
+    assert transfer.write_bytes(web.domain, b"", "/root/empty") == "/root/empty"
+    assert transfer.read_bytes(web.domain, "/root/empty") == b""
+    assert web.execute("ls -A /root | grep -c vmlab").stdout == "0\n"
+
+
+def test_a_big_file_with_progress(web: Machine, tmp_path: Path) -> None:
+    source = tmp_path / "big"
+    source.write_bytes(os.urandom(3_000_000))
+    seen: list[tuple[int, int]] = []
+    transfer.put(web.domain, source, "/root/", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (3_000_000, 3_000_000)
+    assert len(seen) > 3
+    assert transfer.get(web.domain, "/root/big", tmp_path / "back").read_bytes() == source.read_bytes()
+    web.succeed("rm /root/big")
+
+
+def test_folders(web: Machine, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "grün").write_text("x")
+    (tree / "link").symlink_to("sub/grün")
+    (tree / "run").write_text("#!/bin/sh\n")
+    (tree / "run").chmod(0o755)
+    web.succeed("rm -rf /root/tree /root/copy")
+    assert transfer.put(web.domain, tree, "/root") == "/root/tree"
+    assert transfer.put(web.domain, tree, "/root/copy") == "/root/copy"
+    assert transfer.put(web.domain, tree, "/root/copy") == "/root/copy/tree"
+    assert web.succeed("cat /root/copy/link /root/copy/tree/sub/*") == "xx"
+    back = transfer.get(web.domain, "/root/tree", tmp_path / "back")
+    assert sorted(str(path.relative_to(back)) for path in back.rglob("*")) == [
+        "link",
+        "run",
+        "sub",
+        "sub/grün",
+    ]
+    assert os.access(back / "run", os.X_OK)
+    assert (back / "link").is_symlink()
+    assert transfer.get(web.domain, "/root/tree", tmp_path / "back") == back / "tree"
+
+
+def test_a_log_that_grows_can_be_copied(web: Machine) -> None:
+    web.execute("(while :; do date; done >/tmp/log & echo $! >/tmp/log.pid)")
+    try:
+        assert transfer.read_bytes(web.domain, "/tmp/log")
+    finally:
+        web.execute("kill $(cat /tmp/log.pid)")
+
+
+def test_bad_places(web: Machine, tmp_path: Path) -> None:
+    source = tmp_path / "file"
+    source.write_bytes(b"x" * 2_000_000)
+    domain = web.domain
+    with pytest.raises(NotFound, match="no file '/no/such' in"):
+        transfer.get(domain, "/no/such", tmp_path)
+    for remote in ("/no/such", "/no/such/"):
+        with pytest.raises(NotFound, match="no folder '/no"):
+            transfer.put(domain, source, remote)
+    with pytest.raises(AlreadyExists, match="is a folder"):
+        transfer.write_bytes(domain, b"", "/root")
+    with pytest.raises(UsageError, match="is a folder"):
+        transfer.read_bytes(domain, "/root")
+    web.succeed("mkdir -p /tmp/small && mount -t tmpfs -o size=1m small /tmp/small")
+    try:
+        with pytest.raises(NoSpace) as caught:
+            transfer.put(domain, source, "/tmp/small")
+        assert caught.value.evidence["free_bytes"] <= 1 << 20
+        assert web.succeed("ls -A /tmp/small") == ""
+    finally:
+        web.succeed("umount /tmp/small")
+
+
+# -- keys, pointer, screen -------------------------------------------------------------------------------------------
+
+
+def test_every_character_arrives(web: Machine) -> None:
+    text = "".join(chr(code) for code in range(32, 127) if chr(code) != "'")
+    web.execute("rm -f /tmp/typed")
+    web.keys("ret")
+    web.type(f"printf %s '{text}' >/tmp/typed\n")
+    web.wait_until_succeeds("test -s /tmp/typed", timeout=30)
+    assert web.execute("cat /tmp/typed").stdout == text
+
+
+def test_long_text_arrives_whole_in_a_busy_guest(web: Machine) -> None:
+    line = "The quick Brown Fox jumps over 13 lazy dogs! " * 4
+    web.execute("rm -f /tmp/typed")
+    web.execute("(while :; do :; done & echo $! >/tmp/busy.pid)")
+    try:
+        web.type("cat >/tmp/typed\n")
+        web.wait_for_file("/tmp/typed", timeout=30)
+        for _ in range(3):
+            web.type(line + "\n")
+        web.wait_until_succeeds(f"test $(wc -c </tmp/typed) -ge {3 * (len(line) + 1)}", timeout=60)
+    finally:
+        web.execute("kill $(cat /tmp/busy.pid)")
+        web.keys("ctrl-d")
+    assert web.execute("cat /tmp/typed").stdout == (line + "\n") * 3
+
+
+def test_screen(web: Machine) -> None:
+    before = web.wait_for_screen(settle=0.5, tolerance=0.001, timeout=30)
+    assert before.png.startswith(b"\x89PNG")
+    assert before.array.shape == (before.height, before.width, 3)
+    assert not before.blank
+    web.type("clear; echo HELLO\n")
+    after = web.wait_for_screen(lambda shot: before.diff(shot).pixels > 100, timeout=30)
+    assert before.diff(after).box is not None
+    still = web.wait_for_screen(settle=0.5, tolerance=0.001, timeout=30)
+    assert web.wait_for_screen(still, tolerance=0.001, timeout=10).diff(still).fraction <= 0.001
+    with pytest.raises(WaitTimeout) as caught:
+        web.wait_for_screen(lambda _: False, timeout=0.5)
+    assert caught.value.screen is not None  # type: ignore[attr-defined]
+
+
+def test_a_paused_guest_shows_the_same_picture(invaders: Machine) -> None:
+    invaders.wait_for_screen(lambda shot: not shot.blank, timeout=30)
+    invaders.pause()
+    assert invaders.screenshot() == invaders.screenshot()
+
+
+def test_no_screenshot_of_a_machine_that_is_off(tiny: Machine) -> None:
+    tiny.kill()
+    with pytest.raises(VMLabError):
+        tiny.screenshot()
+
+
+def test_the_pointer_goes_to_the_pixel(desktop: Machine) -> None:
+    size = desktop.screenshot().size
+    pointer = keys.Pointer(desktop.domain, size)
+    for x, y in ((0, 0), (size[0] // 2, size[1] // 3), (size[0] - 1, size[1] - 1)):
+        pointer.move(x, y)
+        command = "DISPLAY=:0 xdotool getmouselocation 2>/dev/null"
+        time.sleep(1)
+        said = desktop.execute(command, user=_desktop_user(desktop)).stdout
+        if not said:
+            pytest.skip("this desktop has no xdotool to ask where the pointer is")
+        assert f"x:{x} y:{y} " in said
+
+
+def _desktop_user(machine: Machine) -> str | None:
+    """The user whose X server it is."""
+    names = machine.execute("ls /home").stdout.split()
+    return names[0] if names else None
+
+
+# -- serial line -----------------------------------------------------------------------------------------------------
+
+
+def test_serial_line(web: Machine) -> None:
+    log = serial.SerialLog.of(web.domain)
+    here = log.position
+    web.send_serial("\n")
+    web.send_serial("echo serial-$((40 + 2)) abcdefghijklmnopqrstuvwxyz abcdefghijklmnopqrstuvwxyz\n")
+    assert log.wait_for(r"^serial-42 (\w+)", 30, since=here)[1].startswith("abc")
+    assert "\x1b" not in web.serial()
+    assert "serial-42" in web.serial(5)
+    with pytest.raises(WaitTimeout) as caught:
+        web.wait_for_serial("never written", timeout=0.5)
+    assert "serial-42" in caught.value.evidence["last"]
+
+
+# -- identity --------------------------------------------------------------------------------------------------------
+
+
+def test_identity(tiny: Machine) -> None:
+    tiny.execute(
+        "printf '127.0.1.1 %s %s.local\\n' $(hostname) $(hostname) >>/etc/hosts; echo 0123 >/etc/machine-id"
+    )
+    mac = "52:54:00:12:ab:cd"
+    report = identity.renew(tiny.domain, hostname="fork_1!", mac=mac)
+    assert not report.failed, report
+    assert report.done["hostname"] == "fork-1"
+    assert report.elapsed < 10
+    said = tiny.succeed(
+        "hostname; cat /etc/hostname; cat /etc/machine-id; cat /sys/class/net/*/address; cat /etc/hosts"
+    )
+    lines = said.splitlines()
+    assert lines[0] == "fork-1"
+    assert report.done["machine-id"] in lines
+    assert mac in lines
+    assert "fork-1 fork-1.local" in said
+    assert any("boot ID" in what for what in report.same)
+    assert tiny.execute("echo goes on").ok
+
+
+def test_identity_of_a_machine_without_agent_is_a_report(invaders: Machine) -> None:
+    report = identity.renew(invaders.domain, hostname="fork", timeout=5)
+    assert report.done == {}
+    assert set(report.failed) == {"hostname", "machine-id"}
+
+
+def test_clock(tiny: Machine) -> None:
+    tiny.execute("date -u -s @1500000000")
+    moved = identity.set_clock(tiny.domain)
+    assert moved > 1_000_000
+    assert abs(int(tiny.execute("date +%s").stdout) - time.time()) < 3
+
+
+@pytest.mark.parametrize("count", [3])
+def test_concurrent_agents_of_several_machines(lab: Lab, names: Callable[..., str], count: int) -> None:
+    with contextlib.ExitStack() as stack:
+        machines = [stack.enter_context(lab.create(names("many"), "tiny")) for _ in range(count)]
+        said: dict[str, str] = {}
+
+        def run(machine: Machine) -> None:
+            machine.wait_for_agent(120)
+            said[machine.name] = machine.execute("echo here").stdout
+
+        threads = [threading.Thread(target=run, args=(machine,)) for machine in machines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert said == {machine.name: "here\n" for machine in machines}

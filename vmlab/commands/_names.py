@@ -1,0 +1,70 @@
+"""Names for completion. These follow argcomplete's convention, must be quick, and never raise.
+
+The lab is taken from ``parsed_args.lab``, where a notebook puts it, or opened from ``parsed_args.home``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmlab.lab import Lab
+
+
+def _lab(parsed_args: Namespace | None) -> Lab:
+    lab: Lab | None = getattr(parsed_args, "lab", None)
+    if lab is not None:
+        return lab
+    from vmlab.lab import Lab
+
+    return Lab(home=getattr(parsed_args, "home", None))
+
+
+def all_machines(lab: Lab) -> list[str]:
+    """Return the names of all machines, without asking libvirt where the lab can tell from its store."""
+    store: Any = getattr(lab, "store", None)
+    if store is not None and hasattr(store, "machine_names"):
+        return [str(name) for name in store.machine_names()]
+    return [machine.name for machine in lab.machines]
+
+
+def _fitting(names: list[str], prefix: str) -> list[str]:
+    return [name for name in names if name.startswith(prefix)]
+
+
+def machines(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> list[str]:
+    """Return machines that begin with ``prefix`` and are not in the command yet."""
+    with contextlib.suppress(Exception):  # completion must never disturb whoever types
+        given = getattr(parsed_args, "machines", None) or []
+        return [name for name in _fitting(all_machines(_lab(parsed_args)), prefix) if name not in given]
+    return []
+
+
+def snapshots(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> list[str]:
+    """Return snapshots of the machine that stands before."""
+    with contextlib.suppress(Exception):
+        name: Any = getattr(parsed_args, "machine", None)
+        if name:
+            return _fitting([snapshot.name for snapshot in _lab(parsed_args).machine(name).snapshots], prefix)
+    return []
+
+
+def images(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> list[str]:
+    """Return images that begin with ``prefix``."""
+    with contextlib.suppress(Exception):
+        return _fitting([image.name for image in _lab(parsed_args).images], prefix)
+    return []
+
+
+def images_or_all(prefix: str = "", parsed_args: Namespace | None = None, **options: Any) -> list[str]:
+    """Return images, and the word ``all``."""
+    return images(prefix, parsed_args, **options) + _fitting(["all"], prefix)
+
+
+def verbs(prefix: str = "", **_: Any) -> list[str]:
+    """Return verbs that begin with ``prefix``."""
+    from vmlab.commands._core import verbs as known
+
+    return _fitting(list(known()), prefix)

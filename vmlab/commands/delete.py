@@ -1,0 +1,40 @@
+"""Delete machines, with their snapshots.
+
+What other machines were forked from stays as long as they need it.
+
+Examples
+--------
+delete web
+delete 'test*'
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vmlab.commands import _arguments as words
+from vmlab.commands._many import each
+from vmlab.render.results import Note
+from vmlab.render.results import words as in_words
+
+if TYPE_CHECKING:
+    from vmlab.commands.ui import UI
+    from vmlab.lab import Lab
+
+GROUP = "machines"
+ORDER = 8
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    words.machines(parser)
+
+
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
+    """Return what was deleted."""
+    machines = words.chosen(lab, args.machines)
+    names = [machine.name for machine in machines]
+    with ui.progress(f"delete {in_words(names)}"):
+        each(machines, lambda machine: machine.delete())
+    return Note(f"Deleted {in_words(names)}.", deleted=names)

@@ -1,0 +1,47 @@
+"""Forget snapshots; the others stay whole.
+
+They can be anywhere in the tree.
+
+Examples
+--------
+forget web clean
+forget web first second
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vmlab.commands import _arguments as words
+from vmlab.commands import _names
+from vmlab.render.results import Note
+from vmlab.render.results import words as in_words
+
+if TYPE_CHECKING:
+    from vmlab.commands.ui import UI
+    from vmlab.lab import Lab
+
+GROUP = "snapshots"
+ORDER = 6
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    words.machine(parser)
+    words.completed(
+        parser.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="which ones"), _names.snapshots
+    )
+
+
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
+    """Return what was forgotten."""
+    machine = lab.machine(args.machine)
+    chosen = [
+        machine.find(name) for name in dict.fromkeys(args.snapshots)
+    ]  # all are looked up before one is forgotten
+    names = [snapshot.name for snapshot in chosen]
+    with ui.progress(f"forget {in_words(names)}"):
+        for snapshot in chosen:
+            snapshot.forget()
+    return Note(f"Forgot {in_words(names)} of {machine.name}.", machine=machine.name, forgotten=names)

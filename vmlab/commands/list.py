@@ -1,0 +1,36 @@
+"""List machines, and what each really takes.
+
+Memory is what a machine takes of the host's RAM now, QEMU itself included: what it alone has, plus its part
+of what it shares with others.
+
+Examples
+--------
+list
+list 'web*'                 # only these
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vmlab.commands import _arguments as words
+
+if TYPE_CHECKING:
+    from vmlab.commands.ui import UI
+    from vmlab.lab import Lab
+    from vmlab.render.machines import MachineTable
+
+GROUP = "machines"
+ORDER = 2
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    words.machines(parser, optional=True)
+
+
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> MachineTable:
+    """Return a table of machines."""
+    machines = words.chosen(lab, args.machines) if args.machines else lab.machines
+    return words.table(lab, machines)

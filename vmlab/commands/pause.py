@@ -1,0 +1,38 @@
+"""Stop the CPUs of machines; everything stays as it is.
+
+Examples
+--------
+pause web
+pause '*'                   # all of them
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vmlab.commands import _arguments as words
+from vmlab.commands._many import each
+from vmlab.render.results import machine_names
+
+if TYPE_CHECKING:
+    from vmlab.commands.ui import UI
+    from vmlab.lab import Lab
+    from vmlab.machine import Machine
+    from vmlab.render.machines import MachineTable
+
+GROUP = "machines"
+ORDER = 6
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    words.machines(parser)
+
+
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
+    """Return the machines."""
+    machines = words.chosen(lab, args.machines)
+    with ui.progress(f"pause {machine_names(machines)}"):
+        each(machines, lambda machine: machine.pause())
+    return words.one_or_table(lab, machines)

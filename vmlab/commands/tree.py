@@ -1,0 +1,31 @@
+"""Show a machine's snapshots as a tree, and where you are in it.
+
+Examples
+--------
+tree web
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vmlab.commands import _arguments as words
+from vmlab.render.tree import SnapshotTree
+
+if TYPE_CHECKING:
+    from vmlab.commands.ui import UI
+    from vmlab.lab import Lab
+
+GROUP = "snapshots"
+ORDER = 2
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    words.machine(parser)
+
+
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> SnapshotTree:
+    """Return the tree."""
+    return SnapshotTree(lab.machine(args.machine))

@@ -1,0 +1,76 @@
+"""What happens inside a guest: commands and files, keys and pointer, screen, serial line, identity.
+
+Everything here stands on the small interface `GuestDomain`, which ``vmlab.hypervisor`` provides and which a plain QEMU
+with a monitor socket can provide too. Nothing in this package knows libvirt, the store or Jupyter.
+
+========== ==========================================================================
+module     subject
+========== ==========================================================================
+`agent`    run commands and scripts through the guest agent, output as it comes
+`transfer` copy files and folders in and out through the guest agent
+`keys`     press keys, type text, move and click the pointer (needs no agent)
+`screen`   pictures of the screen, and waiting for one (needs no agent)
+`serial`   read, follow and answer the serial line (needs no agent)
+`identity` after a fork: another hostname, machine ID and MAC; set the clock
+`wait`     wait for anything, with evidence when it does not happen
+========== ==========================================================================
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["GuestDomain", "SerialStream"]
+
+
+class SerialStream(Protocol):
+    """The open serial line of a guest."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes that have come, without waiting for more than a moment; empty if none."""
+
+    def send(self, data: bytes, /) -> Any:
+        """Send all of the bytes to the guest."""
+
+    def close(self) -> None:
+        """Close the line; the guest does not notice."""
+
+
+class GuestDomain(Protocol):
+    """A guest as the functions of this package see it.
+
+    Attributes
+    ----------
+    name
+        The machine's name, for messages.
+    """
+
+    name: str
+
+    @property
+    def serial_log(self) -> Path:
+        """The file to which the hypervisor copies all that the guest writes on its serial line."""
+
+    def qmp(self, execute: str, /, **arguments: Any) -> Any:
+        """Run a QMP command and return its value; underscores in argument names become dashes."""
+
+    def agent(self, execute: str, /, *, timeout: int = 5, **arguments: Any) -> Any:
+        """Run a command of the guest agent and return its value.
+
+        Raises
+        ------
+        AgentTimeout
+            The agent did not answer within ``timeout`` seconds.
+        AgentError
+            It answered with an error, or cannot be reached.
+        """
+
+    def is_running(self) -> bool:
+        """Return whether the guest's CPU is running (not off, paused or crashed)."""
+
+    def state(self) -> str:
+        """Return the state in one word: ``running``, ``paused``, ``off``, ``crashed``."""
+
+    def open_serial(self) -> SerialStream:
+        """Open the serial line."""

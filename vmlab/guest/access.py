@@ -1,0 +1,237 @@
+"""What can be done in a guest, as methods of the machine: commands, files, keys, screen, serial line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmlab.errors import CommandFailed
+from vmlab.guest import GuestDomain
+from vmlab.guest.wait import until
+
+if TYPE_CHECKING:
+    from vmlab.guest.agent import CommandResult, OnOutput
+    from vmlab.guest.keys import Pointer
+    from vmlab.guest.screen import Screenshot
+
+
+class GuestAccess:
+    """Mixed into :class:`vmlab.Machine`."""
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        raise AssertionError
+
+    @property
+    def domain(self) -> GuestDomain:
+        """The guest."""
+        raise AssertionError
+
+    @property
+    def folder(self) -> Path:
+        """A folder in which QEMU may write."""
+        raise AssertionError
+
+    # -- commands and files --------------------------------------------------------------------------------------
+
+    def execute(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = 60,
+        input: str | bytes | None = None,
+        on_output: OnOutput | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> CommandResult:
+        """Run a command in the guest and return its status and output; see :func:`vmlab.guest.agent.execute`."""
+        from vmlab.guest import agent
+
+        return agent.execute(
+            self.domain, command, timeout=timeout, input=input, on_output=on_output, user=user, env=env
+        )
+
+    def script(
+        self,
+        text: str,
+        *,
+        timeout: float | None = None,
+        input: str | bytes | None = None,
+        on_output: OnOutput | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> CommandResult:
+        """Run a script in the guest, by the interpreter that its first line names; see :func:`vmlab.guest.agent.script`."""
+        from vmlab.guest import agent
+
+        return agent.script(
+            self.domain, text, timeout=timeout, input=input, on_output=on_output, user=user, env=env
+        )
+
+    def succeed(self, *commands: str, timeout: float | None = 60) -> str:
+        """Run commands that must succeed and return what they printed.
+
+        Raises
+        ------
+        CommandFailed
+            One of them did not.
+        """
+        from vmlab.guest import agent
+
+        return agent.succeed(self.domain, *commands, timeout=timeout)
+
+    def fail(self, *commands: str, timeout: float | None = 60) -> str:
+        """Run commands that must fail and return what they printed, on both streams.
+
+        Raises
+        ------
+        CommandFailed
+            One of them succeeded.
+        """
+        said = ""
+        for command in commands:
+            result = self.execute(command, timeout=timeout)
+            if result.ok:
+                raise CommandFailed(
+                    f"'{command}' on {self.name} succeeded; it was expected to fail.",
+                    exit_status=0,
+                    stdout=result.stdout,
+                    elapsed=round(result.elapsed, 3),
+                )
+            said += result.stdout + result.stderr
+        return said
+
+    def wait_until_succeeds(self, command: str, timeout: float | None = 60) -> str:
+        """Run a command again and again until it succeeds, and return what it printed then.
+
+        Raises
+        ------
+        WaitTimeout
+            It never did; carries what it said last.
+        """
+        return self._until_status(command, timeout, ok=True)
+
+    def wait_until_fails(self, command: str, timeout: float | None = 60) -> str:
+        """Run a command again and again until it fails, and return what it printed then."""
+        return self._until_status(command, timeout, ok=False)
+
+    def _until_status(self, command: str, timeout: float | None, *, ok: bool) -> str:
+        last: list[CommandResult] = []
+
+        def tried() -> bool:
+            last[:] = [self.execute(command, timeout=timeout)]
+            return last[0].ok is ok
+
+        until(
+            tried,
+            timeout,
+            f"'{command}' to {'succeed' if ok else 'fail'}",
+            evidence=lambda: (last[0].stdout + last[0].stderr) if last else "",
+            machine=self.name,
+        )
+        return last[0].stdout
+
+    def wait_for_agent(self, timeout: float | None = 300) -> None:
+        """Wait until the guest agent answers."""
+        from vmlab.guest import agent
+
+        agent.wait_for_agent(self.domain, timeout)
+
+    def wait_for_file(self, path: str, timeout: float | None = 60) -> None:
+        """Wait until a file or folder exists in the guest."""
+        import shlex
+
+        self._until_status(f"test -e {shlex.quote(path)}", timeout, ok=True)
+
+    def wait_for_port(self, port: int, timeout: float | None = 60) -> None:
+        """Wait until something in the guest listens on a TCP port, on any of its addresses."""
+        # From the kernel's own table, so that it works without ss or netstat; 0A is LISTEN.
+        self._until_status(f"cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi ':{port:04X} [0-9A-F]*:0000 0A'", timeout, ok=True)
+
+    def wait_for_unit(self, unit: str, timeout: float | None = 60) -> None:
+        """Wait until a systemd unit is active."""
+        import shlex
+
+        self._until_status(f"systemctl is-active {shlex.quote(unit)}", timeout, ok=True)
+
+    def put(self, local: str | Path, remote: str, **options: Any) -> Any:
+        """Copy a file or folder into the guest; see :func:`vmlab.guest.transfer.put`."""
+        from vmlab.guest import transfer
+
+        return transfer.put(self.domain, local, remote, **options)
+
+    def get(self, remote: str, local: str | Path | None = None, **options: Any) -> Any:
+        """Copy a file or folder out of the guest; see :func:`vmlab.guest.transfer.get`."""
+        from vmlab.guest import transfer
+
+        return transfer.get(self.domain, remote, local, **options)
+
+    def set_clock(self) -> None:
+        """Set the guest's clock to the host's, through its agent."""
+        from vmlab.guest import identity
+
+        identity.set_clock(self.domain)
+
+    # -- without an agent ----------------------------------------------------------------------------------------
+
+    def keys(self, *chords: str) -> None:
+        """Press keys: ``keys("ctrl-alt-delete")``, ``keys("a", "ret")``; see :func:`vmlab.guest.keys.press`."""
+        from vmlab.guest import keys
+
+        keys.press(self.domain, *chords)
+
+    def type(self, text: str) -> None:
+        """Type a text on the guest's keyboard (US layout); see :func:`vmlab.guest.keys.type_text`."""
+        from vmlab.guest import keys
+
+        keys.type_text(self.domain, text)
+
+    @property
+    def pointer(self) -> Pointer:
+        """The guest's pointer, for a guest with a tablet: ``pointer.move(x, y)``, ``.click()``, ``.drag()``, in pixels."""
+        from vmlab.guest import keys
+
+        return keys.Pointer(self.domain, self.screenshot().size)
+
+    def screenshot(self) -> Screenshot:
+        """Return a picture of the screen, which shows itself in a notebook."""
+        from vmlab.guest import screen
+
+        return screen.screenshot(self.domain, self.folder)
+
+    def wait_for_screen(
+        self,
+        until_what: Screenshot | str | Path | Callable[[Screenshot], Any] | None = None,
+        *,
+        settle: float = 1.0,
+        timeout: float | None = 60,
+        **options: Any,
+    ) -> Screenshot:
+        """Wait for a picture, a condition or stillness of the screen; see :func:`vmlab.guest.screen.wait_for_screen`."""
+        from vmlab.guest import screen
+
+        return screen.wait_for_screen(
+            self.domain, self.folder, until_what, settle=settle, timeout=timeout, **options
+        )
+
+    def serial(self, lines: int | None = None) -> str:
+        """Return what the guest wrote on its serial line; only the last ``lines`` if given."""
+        from vmlab.guest import serial
+
+        return serial.read(self.domain, lines)
+
+    def send_serial(self, text: str) -> None:
+        """Write to the guest's serial line."""
+        from vmlab.guest import serial
+
+        serial.send(self.domain, text)
+
+    def wait_for_serial(self, pattern: str, timeout: float | None = 60, **options: Any) -> Any:
+        """Wait until the serial line shows a regular expression; see :func:`vmlab.guest.serial.wait_for`."""
+        from vmlab.guest import serial
+
+        return serial.wait_for(self.domain, pattern, timeout=timeout, **options)
+
+

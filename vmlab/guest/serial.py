@@ -1,0 +1,234 @@
+r"""The serial line of a guest: what it wrote there, waiting for it, and answering. No agent is needed.
+
+QEMU copies all that the guest writes on its serial line into a log file, also while nobody looks. Reading that file
+disturbs nobody who has the line open.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vmlab.errors import UsageError, WrongState
+from vmlab.guest import GuestDomain
+from vmlab.guest.wait import until
+
+__all__ = ["SerialLog", "read", "send", "strip_ansi", "wait_for"]
+
+#: Bytes of the log that are looked at when lines are asked for from its end.
+TAIL = 1 << 16
+#: Bytes sent at once, what the queue of a 16550 port holds, and seconds between: a guest loses what it has no room for.
+PIECE, PAUSE = 16, 0.01
+
+# ECMA-48: control sequences (CSI ... final), strings (OSC, DCS, SOS, PM, APC ... ST or BEL), character sets, two-byte
+# escapes. A sequence that is cut off at the end of the text goes too.
+_ANSI = re.compile(
+    r"""
+    \x1b\[ [0-?]* [ -/]* (?:[@-~]|\Z)
+  | \x1b[\]PX^_] .*? (?:\x1b\\|\x07|\Z)
+  | \x1b[ -/]+ (?:[0-~]|\Z)
+  | \x1b (?:[0-~]|\Z)
+  | \x9b [0-?]* [ -/]* (?:[@-~]|\Z)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_BACKSPACE = re.compile(r"[^\n\x08]\x08(?: \x08)?")
+
+
+def strip_ansi(text: str) -> str:
+    r"""Return a text without escape sequences and control characters, as a person would read it.
+
+    Colours, cursor movements and window titles go; ``\r\n`` becomes a newline; a character that was rubbed out with
+    backspace goes; of a line that was written over after ``\r`` the last writing stays.
+
+    >>> strip_ansi("\x1b[1;32mok\x1b[0m\r\n10%\r20%\r\n")
+    'ok\n20%\n'
+    """
+    text = _ANSI.sub("", text).replace("\r\n", "\n")
+    while (shorter := _BACKSPACE.sub("", text)) != text:
+        text = shorter
+    lines = []
+    for line in text.split("\n"):
+        parts = [part for part in line.rstrip("\r").split("\r") if part]
+        # A terminal keeps what the new writing did not reach.
+        shown = ""
+        for part in parts:
+            shown = part + shown[len(part) :]
+        lines.append(shown)
+    return _CONTROL.sub("", "\n".join(lines))
+
+
+class SerialLog:
+    """The log of a guest's serial line.
+
+    Positions are bytes from the beginning of the log. When the log has become shorter (the machine was started anew
+    and its log with it), a position beyond its end means its beginning.
+
+    Parameters
+    ----------
+    path
+        The file; it need not exist yet.
+    machine
+        The machine's name, for messages.
+    state
+        Returns the machine's state, so that waiting ends when it is off.
+    """
+
+    def __init__(
+        self, path: Path, machine: str = "the machine", state: Callable[[], str] | None = None
+    ) -> None:
+        self.path = path
+        self.machine = machine
+        self._state = state
+
+    @classmethod
+    def of(cls, domain: GuestDomain) -> SerialLog:
+        """Return the log of a guest."""
+        return cls(domain.serial_log, domain.name, domain.state)
+
+    @property
+    def position(self) -> int:
+        """The end of the log, now: what is written later begins here."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def read(self, since: int = 0) -> bytes:
+        """Return the bytes from a position to the end."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(since if since <= self.position else 0)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def text(self, lines: int | None = None, *, since: int = 0, plain: bool = True) -> str:
+        """Return what the guest wrote, decoded as UTF-8.
+
+        Parameters
+        ----------
+        lines
+            Only this many lines from the end.
+        since
+            Only what came after this position.
+        plain
+            Without escape sequences, see `strip_ansi`.
+        """
+        if lines is not None:
+            if lines < 0:
+                raise UsageError("The number of lines cannot be negative.")
+            since = max(since, self.position - max(TAIL, 512 * lines))
+        text = self.read(since).decode(errors="replace")
+        text = strip_ansi(text) if plain else text
+        if lines is None:
+            return text
+        return "".join(text.splitlines(keepends=True)[-lines:]) if lines else ""
+
+    def wait_for(
+        self, pattern: str, timeout: float | None = 60, *, since: int = 0, interval: float = 0.2
+    ) -> re.Match[str]:
+        """Wait until something that the guest wrote matches, and return the match.
+
+        Parameters
+        ----------
+        pattern
+            A regular expression, looked for in the plain text; ``^`` and ``$`` match at lines.
+        timeout
+            Seconds after which to give up; None waits for ever.
+        since
+            Look only at what came after this position; take it from `position` before doing what causes the output.
+        interval
+            Seconds between two looks.
+
+        Raises
+        ------
+        WaitTimeout
+            Carries ``last``: the last lines.
+        WrongState
+            The machine went off, so nothing more will come.
+        UsageError
+            The pattern is not a regular expression.
+        """
+        try:
+            expression = re.compile(pattern, re.MULTILINE)
+        except re.error as error:
+            raise UsageError(f"'{pattern}' is not a regular expression: {error}.") from error
+
+        def look() -> re.Match[str] | None:
+            # The state is read first: what the guest wrote before it went off is in the log by then.
+            off = self._state is not None and self._state() not in ("running", "paused")
+            match = expression.search(self.text(since=since))
+            if match is None and off:
+                raise WrongState(
+                    f"{self.machine} is off and did not write '{pattern}' on its serial line.",
+                    hint=f"start {self.machine}",
+                    last=self.text(12, since=since),
+                )
+            return match
+
+        return (
+            until(
+                look,
+                timeout,
+                f"'{pattern}' on the serial line",
+                interval,
+                evidence=lambda: self.text(12, since=since) or "nothing was written",
+                machine=self.machine,
+            )
+            or _never()
+        )
+
+
+def _never() -> re.Match[str]:
+    raise AssertionError("until() returns only what is true")
+
+
+def send(domain: GuestDomain, text: str | bytes) -> None:
+    r"""Write to the guest's serial line, as if typed on a terminal there.
+
+    Parameters
+    ----------
+    domain
+        The guest.
+    text
+        Text is sent as UTF-8, and each newline as a carriage return, which is what the Return key sends. Bytes are
+        sent as they are.
+
+    Raises
+    ------
+    WrongState
+        The machine is off.
+    """
+    data = text if isinstance(text, bytes) else text.replace("\r\n", "\n").replace("\n", "\r").encode()
+    if domain.state() not in ("running", "paused"):
+        raise WrongState(f"{domain.name} is off; nobody reads its serial line.", hint=f"start {domain.name}")
+    stream = domain.open_serial()
+    try:
+        for at in range(0, len(data), PIECE):
+            stream.send(data[at : at + PIECE])
+            time.sleep(PAUSE)
+            stream.recv(4096)
+        # QEMU's serial port can stop sending for good when its peer goes while it waits to write (seen with QEMU
+        # 10.0): stay until the echo has passed.
+        end, quiet = time.monotonic() + 1.0, 0
+        while quiet < 5 and time.monotonic() < end:
+            time.sleep(0.02)
+            quiet = 0 if stream.recv(4096) else quiet + 1
+    finally:
+        stream.close()
+
+
+def read(domain: GuestDomain, lines: int | None = None, *, since: int = 0, plain: bool = True) -> str:
+    """Return what the guest wrote on its serial line; see `SerialLog.text`."""
+    return SerialLog.of(domain).text(lines, since=since, plain=plain)
+
+
+def wait_for(
+    domain: GuestDomain, pattern: str, timeout: float | None = 60, *, since: int = 0
+) -> re.Match[str]:
+    """Wait until the serial line shows a regular expression; see `SerialLog.wait_for`."""
+    return SerialLog.of(domain).wait_for(pattern, timeout, since=since)
