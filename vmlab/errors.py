@@ -71,7 +71,8 @@ class VMLabError(Exception):
             if "\n" in text:
                 rows = text.splitlines()
                 cut = rows[-SHOWN_LINES:]
-                out.append(f"  {label}:" + (f" (last {SHOWN_LINES} of {len(rows)} lines)" if len(rows) > SHOWN_LINES else ""))
+                of_all = f" (last {SHOWN_LINES} of {len(rows)} lines)" if len(rows) > SHOWN_LINES else ""
+                out.append(f"  {label}:{of_all}")
                 out += [f"    {row}" for row in cut]
             else:
                 out.append(f"  {label}: {text}")
@@ -153,7 +154,7 @@ class SnapshotDamaged(VMLabError):
 
 
 class SnapshotIncompatible(VMLabError):
-    """This QEMU, CPU or accelerator cannot continue the snapshot."""
+    """The QEMU, CPU or accelerator of this host cannot continue the snapshot."""
 
 
 class ImageMissing(VMLabError):

@@ -27,7 +27,7 @@ from vmlab.store import collect
 from vmlab.store.records import LimitsRecord, MachineRecord, MachineSpec, check_name, write_json
 from vmlab.store.store import Store, size_text
 
-#: What QEMU itself takes beside the guest's RAM, in bytes, and the part of mapped RAM that a fork is expected to change.
+#: Bytes that QEMU itself takes beside the guest's RAM, and the part of mapped RAM that a fork is expected to change.
 OVERHEAD = 80 << 20
 CHANGED_PART = 0.25
 #: The CPU that software emulation shows: the x86-64-v2 level, which current distributions require.
@@ -157,7 +157,7 @@ class Lab:
         video: str | None = None,
         accelerator: str | None = None,
         kernel_args: str | None = None,
-        clock: Literal["then", "now"] = "then",
+        clock: Literal["then", "now"] = "now",
         start: bool = True,
         bake: bool | None = None,
         force: bool = False,
@@ -182,8 +182,8 @@ class Lab:
         network
             ``user`` or ``none``.
         forwards
-            ``(port on the host's loopback, port in the guest)`` pairs. A port of the host that is taken gives way to a
-            free one: see :attr:`Machine.forwards`.
+            ``(port on the host's loopback, port in the guest)`` pairs. A port of the host that is taken gives way to
+            a free one: see :attr:`Machine.forwards`.
         sound
             ``none``, ``silent`` (True), or ``wav``: recorded to :attr:`Machine.sound_file`.
         video
@@ -193,12 +193,13 @@ class Lab:
         kernel_args
             Added to the kernel's command line.
         clock
-            ``now``: tell the guest the time, where it starts from a ready state.
+            ``now``: where it starts from a ready state, its agent is told the time. ``then``: its clock goes on from
+            the time when the image was baked.
         start
             False: only make it.
         bake
-            True: with other hardware than the image's own, too, boot once and keep the ready state for next time. False:
-            boot, even if there is a ready state. By default ready states are made and used for the image's own
+            True: with other hardware than the image's own, too, boot once and keep the ready state for next time.
+            False: boot, even if there is a ready state. By default ready states are made and used for the image's own
             hardware.
         force
             Insist where RAM is short.
@@ -254,9 +255,7 @@ class Lab:
         )
 
     def hardware(self, image: str, **options: Any) -> tuple[MachineSpec, list[int]]:
-        """Return the hardware that a machine of ``image`` gets with these options of :meth:`create`, and the sizes of its
-        disks in bytes.
-        """
+        """Return the hardware of a machine of ``image`` with these options of :meth:`create`, and its disks' sizes in bytes."""
         data = self.store.image(image)
         base = self.store.adopt(image)
         boot = data.get("boot", {})
@@ -474,7 +473,8 @@ class Lab:
     def free_names(self, stem: str, count: int) -> list[str]:
         """Return ``count`` names that are not taken: ``web-2``, ``web-3`` ..."""
         stem = re.sub(r"-\d+$", "", stem)[:36]
-        taken, found, number = set(self.store.machine_names()), [], 2
+        taken, number = set(self.store.machine_names()), 2
+        found: list[str] = []
         while len(found) < count:
             if (name := f"{stem}-{number}") not in taken:
                 found.append(name)
@@ -520,7 +520,7 @@ class Lab:
             builder.build(name, self.home / "images", self.account, progress or quiet)
         return Image(self, name)
 
-    def import_image(self, name: str, source: str | Path, **options: Any) -> Image:
+    def import_image(self, name: str, source: str | Path | None = None, **options: Any) -> Image:
         """Make an image of something bootable; see :func:`vmlab.images.importer.import_image`."""
         from vmlab.images import importer
 
@@ -533,7 +533,8 @@ class Lab:
     def need_memory(self, spec: MachineSpec, *, mapped: bool, count: int = 1, force: bool = False) -> None:
         """Refuse ``count`` more guests where RAM is short.
 
-        A guest that boots may touch all its RAM; one whose RAM is mapped from a snapshot is expected to change a quarter.
+        A guest that boots may touch all its RAM; one whose RAM is mapped from a snapshot is expected to change a
+        quarter.
 
         Raises
         ------

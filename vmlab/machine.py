@@ -214,18 +214,29 @@ class Machine(GuestAccess):
             yield record, domain
 
     def _recover(self, record: MachineRecord, domain: Domain) -> None:
-        pending = record.pending or {}
-        if pending.get("doing") == "snapshot":
-            if domain.is_active():
-                with contextlib.suppress(VMLabError):
-                    domain.qmp("migrate_cancel")
-                save.go_on(domain, pending.get("state", "running"))
-            record.layers = save.present_layers(self._lab.store, record, domain, pending.get("layers", {}))
-        elif pending.get("doing") == "revert" and domain.is_active():
-            # It runs, or stands, on what was left; the record says already what it goes back to.
-            domain.destroy()
+        """Put right what a process left that died at work: take it back, or bring it to its end."""
+        store, pending = self._lab.store, record.pending or {}
+        doing, active = pending.get("doing"), domain.is_active()
+        if active and doing in ("snapshot", "leave"):
+            save.cancel(domain)
+            save.go_on(domain, pending.get("state", "running"))
+        if doing == "snapshot":
+            record.layers = save.present_layers(store, record, domain, pending.get("layers", {}))
+        elif doing == "revert" and active:
+            arrived = record.resume is not None and domain.pid != pending.get("pid") and load.is_loaded(domain)
+            if arrived and record.resume is not None:
+                # The new QEMU has all of it, and may have been used since.
+                if domain.state() == "paused" and store.snapshot(record.resume).state != "paused":
+                    load.forward(record, domain)
+                    domain.resume()
+                record.mapped, record.resume = record.resume, None
+            else:
+                # It stands on what was left; the record says already what it goes back to.
+                domain.destroy()
         record.pending = None
-        self._lab.store.save_machine(record)
+        with contextlib.suppress(VMLabError):
+            load.define(store, record, domain)
+        store.save_machine(record)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -252,10 +263,22 @@ class Machine(GuestAccess):
                 snapshot = self._lab.store.snapshot(record.resume)
                 load.check(self._lab.store, snapshot)
                 self._lab.need_memory(record.spec, mapped=True, force=force)
+                record.pending = {"doing": "revert", "pid": None}
+                self._lab.store.save_machine(record)
                 load.resume(self._lab.store, record, domain, snapshot, paused=snapshot.state == "paused")
+                record.pending = None
             else:
                 self._lab.need_memory(record.spec, mapped=False, force=force)
-                load.boot(self._lab.store, record, domain)
+                # Once the disk has been written to, RAM from before must never meet it again.
+                left, record.resume = record.resume, None
+                if left:
+                    self._lab.store.save_machine(record)
+                try:
+                    load.boot(self._lab.store, record, domain)
+                except VMLabError:
+                    record.resume = left
+                    self._lab.store.save_machine(record)
+                    raise
             self._lab.store.save_machine(record)
         return self
 
@@ -282,7 +305,8 @@ class Machine(GuestAccess):
                     if time.monotonic() > end:
                         raise WaitTimeout(
                             f"{self._name} did not power off within {timeout:.0f} s.",
-                            hint=f"a guest without agent or ACPI cannot be asked: `%vm kill {self._name}` ends it at once",
+                            hint="a guest without agent or ACPI cannot be asked: "
+                            f"`%vm kill {self._name}` ends it at once",
                         )
                     time.sleep(0.05)
             record.mapped = record.resume = None
@@ -324,25 +348,31 @@ class Machine(GuestAccess):
         """End it and delete it with its snapshots, but for what other machines are built on."""
         store = self._lab.store
         with self._open("delete") as (record, domain):
-            domain.destroy()
-            domain.undefine()
+            if domain.uuid in (None, record.uuid):
+                domain.destroy()
+                domain.undefine()
             store.remove_machine(record.name)
-        self._lab.collect()
+        self._lab.collect_quietly()
 
     def rename(self, name: str) -> Machine:
-        """Give it another name. A running machine stands still for a moment: libvirt cannot rename a running guest, so
-        its state is saved and continued under the new name.
+        """Give it another name.
+
+        A running machine stands still for a moment: libvirt cannot rename a running guest, so its state is saved and
+        continued under the new name.
         """
         check_name("machine", name)
         store = self._lab.store
         if name in store.machine_names():
             raise AlreadyExists(f"There is a machine named '{name}' already.", hint="choose another name")
         with self._open("rename") as (record, domain), store.lock(name, "rename"):
-            kept = save.present(store, record, domain) if domain.state() in ("running", "paused") else None
-            if kept:
-                record.pending = {"doing": "revert"}
-                record.resume, record.layers = kept, store.add_layers(record.layers)
-                store.save_machine(record)
+            kept, state = None, domain.state()
+            if state in ("running", "paused"):
+                before = replace(record)
+                with self._leaving(record, before, domain, state):
+                    kept = save.present(store, record, domain, state)
+                    record.layers, record.resume, record.mapped = store.add_layers(record.layers), kept, None
+                    record.pending = {"doing": "revert", "pid": domain.pid}
+                    store.save_machine(record)
             domain.destroy()
             domain.undefine()
             store.rename_machine(record, name)
@@ -444,7 +474,9 @@ class Machine(GuestAccess):
         keep: bool = True,
         force: bool = False,
     ) -> Machine:
-        """Make the present equal to a snapshot: disks, and if it is live RAM, devices and CPUs, running or paused as it was.
+        """Make the present equal to a snapshot: disks, and if it is live RAM, devices and CPUs.
+
+        It then runs, is paused or is off, as it was when the snapshot was taken.
 
         Parameters
         ----------
@@ -509,67 +541,106 @@ class Machine(GuestAccess):
         return store.snapshot(record.here)
 
     def _go_to(
-        self, record: MachineRecord, domain: Domain, target: SnapshotRecord, here: str | None, *, keep: bool, force: bool
+        self,
+        record: MachineRecord,
+        domain: Domain,
+        target: SnapshotRecord,
+        here: str | None,
+        *,
+        keep: bool,
+        force: bool,
     ) -> None:
         """Leave the present and continue ``target``; what fails on the way leaves the present as it was."""
         store = self._lab.store
         load.check(store, target)
-        before, state = replace(record), domain.state()
+        before, state, pid = replace(record), domain.state(), domain.pid
         if state == "off":
             self._lab.need_memory(target.spec, mapped=target.ram is not None, force=force)
-        kept = self._keep_present(record, domain, state) if keep else None
-        upper = store.add_layers(target.layers)
-        record.layers, record.here = upper, here
-        record.resume = target.id if target.ram is not None else None
-        record.mapped, record.undo = None, kept
-        record.spec = replace(target.spec, sound=target.spec.sound)
-        # From here on the machine is at the target, whoever dies: a start continues it.
-        record.pending = {"doing": "revert"}
-        store.save_machine(record)
-        domain.destroy()
+        with self._leaving(record, before, domain, state):
+            kept = self._keep_present(record, domain, state) if keep else None
+            upper = store.add_layers(target.layers)
+            record.layers, record.here = upper, here
+            record.resume = target.id if target.ram is not None else None
+            record.mapped, record.undo = None, kept
+            record.spec = replace(target.spec, sound=target.spec.sound)
+            # From here on the machine is at the target, whoever dies: a start continues it.
+            record.pending = {"doing": "revert", "pid": pid}
+            store.save_machine(record)
         try:
+            domain.destroy()
             if target.ram is not None:
                 load.resume(store, record, domain, target, paused=target.state == "paused")
-        except VMLabError as error:
-            self._come_back(before, domain, kept, state, error)
+        except BaseException as error:
+            self._come_back(before, domain, kept, state, pid, error)
             raise
         record.pending = None
         store.save_machine(record)
-        if before.undo is not None and store.snapshot(before.undo).kind == "undo":
-            store.save_label(before.undo, replace(store.label(before.undo), forgotten=True))
+        with contextlib.suppress(VMLabError, OSError):
+            if before.undo is not None and store.snapshot(before.undo).kind == "undo":
+                store.save_label(before.undo, replace(store.label(before.undo), forgotten=True))
         # What the last revert had kept is free now; deleting it need not be waited for.
         threading.Thread(target=self._lab.collect_quietly, name="vmlab-collect").start()
 
-    def _keep_present(self, record: MachineRecord, domain: Domain, state: str) -> str | None:
-        store = self._lab.store
+    @contextlib.contextmanager
+    def _leaving(self, record: MachineRecord, before: MachineRecord, domain: Domain, state: str) -> Iterator[None]:
+        """Stop a guest while its present is kept and the record is turned to something else.
+
+        If that fails, the guest goes on as if nothing had been; if we die, whoever comes next lets it go on.
+        """
+        store, alive = self._lab.store, state in ("running", "paused")
+        if alive:
+            record.pending = {"doing": "leave", "state": state}
+            store.save_machine(record)
         try:
-            if state in ("running", "paused"):
-                return save.present(store, record, domain)
-            if record.resume is not None and state == "off":
-                # Nothing has run since: the present is that state itself.
-                return record.resume
-            return save.offline(store, record, "before the revert", "", kind="undo")
+            if state == "running":
+                domain.pause()
+            yield
         except BaseException:
-            with contextlib.suppress(VMLabError):
-                if state == "running":
-                    save.go_on(domain, "running")
+            if alive:
+                save.cancel(domain)
+                save.go_on(domain, state)
+            before.pending = None
+            store.save_machine(before)
             raise
 
-    def _come_back(
-        self, before: MachineRecord, domain: Domain, kept: str | None, state: str, error: VMLabError
-    ) -> None:
-        """After a revert that QEMU refused: bring the present back, and say so in the error."""
+    def _keep_present(self, record: MachineRecord, domain: Domain, state: str) -> str | None:
         store = self._lab.store
-        record = before
-        record.pending = None
-        try:
-            if kept is not None and state in ("running", "paused"):
-                present = store.snapshot(kept)
-                record.layers = store.add_layers(present.layers)
+        if state in ("running", "paused"):
+            return save.present(store, record, domain, state)
+        if record.resume is not None and state == "off":
+            # Nothing has run since: the present is that state itself.
+            return record.resume
+        return save.offline(store, record, "before the revert", "", kind="undo")
+
+    def _come_back(
+        self,
+        before: MachineRecord,
+        domain: Domain,
+        kept: str | None,
+        state: str,
+        pid: int | None,
+        error: BaseException,
+    ) -> None:
+        """After a revert that failed on its way: bring the present back, and say in the error how far that went."""
+        store, record = self._lab.store, before
+        alive = state in ("running", "paused")
+        record.pending, now_is = None, "the machine is as it was before"
+        if alive and pid is not None and domain.pid == pid:
+            # It could not even be ended.
+            save.go_on(domain, state)
+        elif alive and kept is None:
+            record.mapped, now_is = None, "its present was not to be kept, so the machine is off now"
+        elif alive and kept is not None:
+            present = store.snapshot(kept)
+            record.layers, record.resume, record.mapped = store.add_layers(present.layers), kept, None
+            try:
                 load.resume(store, record, domain, present, paused=present.state == "paused")
-            error.hint = "the machine is as it was before; " + (error.hint or "go back to another snapshot")
-        finally:
-            store.save_machine(record)
+                now_is = "the machine is as it was before"
+            except VMLabError:
+                now_is = f"the machine is suspended as it was before, and goes on with `%vm start {self._name}`"
+        store.save_machine(record)
+        if isinstance(error, VMLabError):
+            error.hint = f"{now_is}; {error.hint or 'go back to another snapshot'}"
 
     @contextlib.contextmanager
     def temporarily(self) -> Iterator[Machine]:

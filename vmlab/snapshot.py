@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -72,9 +72,9 @@ class Snapshot:
         return self._record.kind
 
     @property
-    def created(self) -> datetime.datetime:
+    def created(self) -> dt.datetime:
         """When it was taken, in UTC."""
-        return datetime.datetime.fromisoformat(self._record.created)
+        return dt.datetime.fromisoformat(self._record.created)
 
     @property
     def live(self) -> bool:

@@ -113,13 +113,13 @@ def timeout(parser: argparse.ArgumentParser, *, default: float | None, help: str
     )
 
 
-def clock(parser: argparse.ArgumentParser) -> None:
+def clock(parser: argparse.ArgumentParser, default: str = "then") -> None:
     """Add ``args.clock``."""
     parser.add_argument(
         "--clock",
         choices=("then", "now"),
-        default="then",
-        help="the guest's clock: as it was then (default), or set to now through the agent",
+        default=default,
+        help=f"the guest's clock: as it was then, or set to now through the agent (default: {default})",
     )
 
 

@@ -96,7 +96,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="keep the booted state of this size, so that the next one starts at once",
     )
-    words.clock(parser)
+    words.clock(parser, default="now")
     parser.add_argument("--no-start", dest="start", action="store_false", help="make it, but leave it off")
     words.force(parser)
 

@@ -40,7 +40,7 @@ def _cloud(args: argparse.Namespace) -> Any:
     return CloudInit(
         user=args.user,
         password=args.password,
-        ssh_keys=[_read(key).strip() for key in args.ssh_key],
+        ssh_key=[_read(key).strip() for key in args.ssh_key],
         hostname=args.hostname,
         user_data=_read(args.user_data) if args.user_data else None,
     )
@@ -57,13 +57,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.add_argument("name", metavar="NAME", help="name of the new image")
     parser.add_argument(
-        "source", metavar="FILE", help="disk, ISO or kernel: a file, or an address (https://...)"
+        "source",
+        metavar="FILE",
+        nargs="?",
+        help="disk or CD: a file, or an address (https://...); may be left out with --kernel",
     )
     parser.add_argument("--sha256", metavar="SUM", help="refuse it unless it has this checksum")
     parser.add_argument("-m", "--memory", type=words.memory, metavar="SIZE", help="RAM of its machines")
     parser.add_argument("-c", "--vcpus", type=words.count, metavar="N", help="virtual CPUs of its machines")
     parser.add_argument("--firmware", choices=("bios", "uefi"), help="what boots it")
-    parser.add_argument("--kernel", metavar="FILE", help="boot this kernel with the disk")
+    parser.add_argument("--kernel", metavar="FILE", help="boot this kernel, with the disk or without")
     parser.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
     parser.add_argument("--cmdline", metavar="TEXT", default="", help="its kernel arguments")
     parser.add_argument(
@@ -71,6 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nic", metavar="MODEL", help="for guests without virtio: e1000e")
     parser.add_argument("--video", metavar="MODEL", help="screen: vga, virtio, none")
+    parser.add_argument("--agent", action="store_true", default=None, help="it runs the QEMU guest agent")
     cloud = parser.add_argument_group("cloud images")
     cloud.add_argument("--user", metavar="USER", help="a user that may use sudo")
     cloud.add_argument(
@@ -98,6 +102,7 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Image:
             "disk_bus",
             "nic",
             "video",
+            "agent",
         )
         if (value := getattr(args, name)) not in (None, "")
     }

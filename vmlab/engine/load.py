@@ -200,10 +200,10 @@ def resume(
         domain.qmp("migrate-incoming", uri=f"file:{stream},offset={mapped_ram.STREAM_OFFSET}")
         _wait_loaded(domain)
         domain.qmp("migrate-set-capabilities", capabilities=[{"capability": "mapped-ram", "state": False}])
-        machine.mapped, machine.resume = record.id, None
         forward(machine, domain)
         if not paused:
             domain.resume()
+        machine.mapped, machine.resume = record.id, None
     except BaseException:
         with contextlib.suppress(HypervisorError):
             domain.destroy()
@@ -216,6 +216,13 @@ def _restore_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
     new.write_bytes((folder / "nvram.fd").read_bytes())
     store.account.own(new)
     new.replace(target)
+
+
+def is_loaded(domain: Domain) -> bool:
+    """Whether a QEMU that was started to continue a state has all of it."""
+    with contextlib.suppress(HypervisorError):
+        return bool(domain.qmp("query-migrate").get("status") == "completed")
+    return False
 
 
 def _wait_loaded(domain: Domain) -> None:

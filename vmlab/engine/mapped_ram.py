@@ -326,12 +326,12 @@ def digest(layers: Sequence[tuple[Path, Layout]]) -> str:
                 dirty = True
             kept = pages[:count].any(axis=1)
             hasher.update((np.flatnonzero(kept) + first).astype("<u8").tobytes())
-            hasher.update(pages[:count] if kept.all() else pages[:count][kept])
+            hasher.update((pages[:count] if kept.all() else pages[:count][kept]).data)
     return hasher.hexdigest()
 
 
 def _pread_into(path: Path, fd: int, target: npt.NDArray[np.uint64], offset: int) -> None:
-    view = memoryview(target).cast("B")
+    view = target.data.cast("B")
     done = 0
     while done < len(view):
         got = os.preadv(fd, [view[done:]], offset + done)

@@ -25,6 +25,9 @@ STEP_SECONDS = 4.0
 #: A migration that was started while the last one was being cleaned up is refused; trying again some milliseconds later
 #: works (QEMU's "duplicate yank instance").
 START_TRIES = 40
+#: What QEMU calls a migration that has not ended, and the seconds that it is given to end when it is cancelled.
+_UNDER_WAY = ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug")
+CANCEL_SECONDS = 10.0
 
 
 def boot_id() -> str:
@@ -61,19 +64,23 @@ def offline(store: Store, machine: MachineRecord, name: str, description: str, k
     A machine that is *suspended* keeps its RAM: the new snapshot shares that of the one it would continue from.
     """
     identity = new_id()
-    upper = store.add_layers(machine.layers)
-    record = _record(store, machine, identity, kind, ram=None)
+    record, lower = _record(store, machine, identity, kind, ram=None), machine.layers
+    # The machine moves to its new layers first: if we die before the snapshot is there, they were made for nothing; the
+    # other way round, the machine would go on writing to the snapshot's disks.
+    machine.layers = store.add_layers(lower)
     try:
+        store.save_machine(machine)
         with store.new_snapshot(identity) as folder:
             _keep_nvram(store, machine, folder)
             _finish(folder, record, Label(name, machine.here, description))
     except BaseException:
+        upper, machine.layers = machine.layers, lower
+        store.save_machine(machine)
         store.drop_layers(upper)
         raise
-    machine.layers = upper
     if kind == "snapshot":
         machine.here = identity
-    store.save_machine(machine)
+        store.save_machine(machine)
     return identity
 
 
@@ -168,24 +175,22 @@ def present_layers(store: Store, machine: MachineRecord, domain: Domain, upper: 
     try:
         from vmlab.hypervisor.domain_xml import disk_files
 
-        files = {path.stem for path in disk_files(domain.xml()).values()}
+        files = {path.stem for path in disk_files(domain.xml()).values()} if domain.is_active() else None
     except VMLabError:
-        # QEMU is gone: the upper layers are right whether it had come to them or not.
-        return upper
-    if set(upper.values()) <= files:
+        files = None
+    # When QEMU is gone, the upper layers are right whether it had come to them or not.
+    if files is None or set(upper.values()) <= files:
         return upper
     store.drop_layers(upper)
     return machine.layers
 
 
-def present(store: Store, machine: MachineRecord, domain: Domain) -> str:
-    """Keep a guest's present before a revert abandons it, and return the id of the hidden snapshot; it stays stopped.
+def present(store: Store, machine: MachineRecord, domain: Domain, state: str) -> str:
+    """Keep a stopped guest's present before a revert abandons it, and return the id of the hidden snapshot.
 
-    Where its RAM is mapped from a snapshot, only the pages that it changed are written.
+    Where its RAM is mapped from a snapshot, only the pages that it changed are written. ``state`` is what it was doing
+    before it was stopped for this.
     """
-    state = domain.state()
-    if state == "running":
-        domain.pause()
     base = mapped_base(store, machine)
     if base is not None:
         with contextlib.suppress(delta.NotPossible):
@@ -268,9 +273,19 @@ def write_stream(
     try:
         _wait(domain, events, pause)
     except BaseException:
-        with contextlib.suppress(VMLabError):
-            domain.qmp("migrate_cancel")
+        cancel(domain)
         raise
+
+
+def cancel(domain: Domain) -> None:
+    """End a migration to a file, if there is one, and wait until QEMU is done with it."""
+    end = time.monotonic() + CANCEL_SECONDS
+    with contextlib.suppress(VMLabError):
+        if domain.qmp("query-migrate").get("status") not in _UNDER_WAY:
+            return
+        domain.qmp("migrate_cancel")
+        while domain.qmp("query-migrate").get("status") in _UNDER_WAY and time.monotonic() < end:
+            time.sleep(0.01)
 
 
 def _set_capabilities(domain: Domain, *, on: bool) -> None:
@@ -423,6 +438,7 @@ def sizes(store: Store, record: SnapshotRecord) -> tuple[int, int]:
 
 __all__ = [
     "boot_id",
+    "cancel",
     "convert_screen",
     "go_on",
     "host_cpu",

@@ -8,8 +8,9 @@ ended with little output, the launcher hands over what there is together with th
 a short command costs two calls of the agent plus the polls that its running time takes.
 
 Files instead of pipes mean that a command may leave a daemon behind without holding up the caller. So that a command
-that never stops writing does not fill the guest's memory, its processes are stopped for a moment whenever the host
-has read `ROTATE` bytes, the files are emptied, and it goes on.
+that never stops writing does not fill the guest's memory, its processes are stopped for a moment whenever a file has
+`ROTATE` bytes (the launcher looks after that in the guest, where a slow host does not matter); when the host has read
+them the files are emptied, and it goes on.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ __all__ = ["CommandResult", "OnOutput", "execute", "script", "succeed", "wait_fo
 OnOutput = Callable[[str, str], None]
 
 #: Bytes asked for in one read. In base64 it must stay well below the 4 MiB that libvirt carries in one answer.
-CHUNK = 1 << 19
+CHUNK = 1 << 18
 #: Output up to this many bytes comes with the exit status instead of through file reads.
 INLINE = 1 << 16
 #: Bytes sent in one message, before base64. libvirt loses its place in a message that does not fit the buffer of the
@@ -53,7 +54,7 @@ PIECE = 48 << 10
 #: can make three bytes of one. (Linux limits one variable to 128 KiB.)
 TEXT_MAX = INPUT_MAX = 32 << 10
 #: Bytes of a stream after which its file in the guest is emptied.
-ROTATE = 8 << 20
+ROTATE = 2 << 20
 #: Bytes of each stream that a result keeps; of more, the first and the last half.
 KEEP = 16 << 20
 #: Seconds to wait for one answer of the agent while a command runs. A software-emulated guest at full load is slow,
@@ -80,6 +81,23 @@ NOT_ALLOWED = (
 # Folders that may take the files of a running command: memory first, so that the guest's disk is not touched.
 FOLDERS = ("/run", "/dev/shm", "/tmp", "/var/tmp")  # noqa: S108 - in the guest; the names are random and mkdir is atomic
 
+# Sends $signal to the process group of the command whose folder is named $name. With util-linux, su gives a command a
+# session of its own, so the group is read from /proc. Without setsid the group would be the agent's own: then only
+# the process itself is meant. A stopped process would not act on what is sent, so it is woken too.
+SIGNALLER = r"""
+for b in @FOLDERS@; do
+  [ -r "$b/$name/pid" ] || continue
+  read -r p <"$b/$name/pid" || exit 1
+  group() { read -r x <"/proc/$1/stat" && x=${x##*) } && set -- $x && echo "$3"; } 2>/dev/null
+  g=$(group "$p")
+  if [ "${g:-$p}" = "$(group $$)" ]; then p="$p"; else p="-${g:-$p}"; fi
+  kill -$signal -- "$p"
+  case $signal in STOP | KILL) ;; *) kill -CONT -- "$p" ;; esac
+  exit 0
+done
+exit 1
+""".replace("@FOLDERS@", " ".join(FOLDERS))
+
 # The folder may be mounted noexec (Debian's /run is), so the script is an argument of its interpreter.
 # It is run by LAUNCH, and what it needs comes in its environment: so neither it nor the script is in the list of
 # processes, where pgrep -f and pkill -f in a script would find them. vmlab_name: the folder's name; vmlab_run:
@@ -99,6 +117,7 @@ run="echo \$\$ >$d/pid; exec $vmlab_run $d/script"
 user=$vmlab_user
 unset vmlab_launcher vmlab_name vmlab_run vmlab_script vmlab_user
 umask 022
+echo 0 >/proc/self/oom_score_adj # the agent may be spared when memory runs out, what it runs must not be
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 [ ! -d /run/current-system/sw/bin ] || PATH=/run/current-system/sw/bin:$PATH
 HOME=/root
@@ -108,16 +127,38 @@ HOME=/root
 USER=root LOGNAME=root TERM=dumb SHELL=/bin/sh LANG=${LANG:-C.UTF-8}
 export PATH HOME USER LOGNAME TERM SHELL LANG
 [ ! -e "$d/in" ] || exec <"$d/in"
-s=setsid
+s=setsid su=su
 command -v setsid >/dev/null || s=
+command -v su >/dev/null || su="busybox su"
+big() {
+  set -- $(stat -c %s "$d/out" "$d/err" 2>/dev/null)
+  [ ${1:-0} -ge @ROTATE@ ] || [ ${2:-0} -ge @ROTATE@ ]
+}
+guard() {
+  t=0.05
+  while sleep $t; do
+    if big; then
+      (name=${d##*/} signal=STOP; @SIGNALLER@)
+      while big; do sleep 0.05; done
+      (name=${d##*/} signal=CONT; @SIGNALLER@)
+      t=0.05
+    elif [ $t = 0.05 ]; then t=0.1
+    else t=0.3
+    fi
+  done
+}
 {
+  guard </dev/null >/dev/null & # away from the agent's pipe, which a last sleep would keep open
+  g=$!
   if [ -n "$user" ]; then
-    chown -R "$user" "$d" 2>>"$d/err" && cd / && $s su -s /bin/sh -l "$user" -c "$run" >>"$d/out" 2>>"$d/err"
+    chown -R "$user" "$d" 2>>"$d/err" && cd / && $s $su -s /bin/sh -l "$user" -c "$run" >>"$d/out" 2>>"$d/err"
   else
     cd "$HOME"
     $s /bin/sh -c "$run" >>"$d/out" 2>>"$d/err"
   fi
   s=$?
+  kill $g
+  wait $g
 } 2>/dev/null # what a shell says when a child dies of a signal must not mix with the command's errors
 set -- $(wc -c <"$d/out") $(wc -c <"$d/err")
 if [ $(($1 + $2)) -le @INLINE@ ]; then
@@ -129,24 +170,14 @@ else
   echo "$d $1 $2 0"
 fi
 exit $s
-""".replace("@FOLDERS@", " ".join(FOLDERS)).replace("@INLINE@", str(INLINE))
-
-# Sends signal $2 to the process group of the command whose folder is named $1. With util-linux, su gives a command a
-# session of its own, so the group is read from /proc. Without setsid the group would be the agent's own: then only
-# the process itself is meant.
-SIGNALLER = r"""
-for b in @FOLDERS@; do
-  [ -r "$b/$1/pid" ] || continue
-  read -r p <"$b/$1/pid" || exit 1
-  group() { read -r x <"/proc/$1/stat" && x=${x##*) } && set -- $x && echo "$3"; } 2>/dev/null
-  g=$(group "$p"); m=$(group $$)
-  if [ "${g:-$p}" = "$m" ]; then kill "-$2" "$p"; else kill "-$2" -- "-${g:-$p}"; fi
-  [ "$2" != STOP ] || exit 0
-  [ "$2" = KILL ] || kill -CONT -- "-${g:-$p}"
-  exit 0
-done
-exit 1
-""".replace("@FOLDERS@", " ".join(FOLDERS))
+"""
+for _name, _value in {
+    "SIGNALLER": SIGNALLER,
+    "FOLDERS": " ".join(FOLDERS),
+    "INLINE": str(INLINE),
+    "ROTATE": str(ROTATE),
+}.items():
+    LAUNCHER = LAUNCHER.replace(f"@{_name}@", _value)
 
 
 @dataclass(frozen=True)
@@ -369,7 +400,7 @@ class _Running:
     def signal(self, name: str) -> None:
         """Send a signal to the command's processes; that they are gone already is no error."""
         with contextlib.suppress(AgentError, WrongState):
-            self._small(SIGNALLER, self.token, name)
+            self._small(f"name={self.token} signal={name}\n{SIGNALLER}")
 
     # -- following it
 
@@ -441,15 +472,16 @@ class _Running:
         if max(self.out.offset, self.err.offset) >= ROTATE:
             # Nothing may be written between the last read and the emptying, so its processes stand still meanwhile.
             self.signal("STOP")
+            empty = ":"
             try:
                 size += self.read_all()
-                self._small(f": >{self.folder}/out; : >{self.folder}/err")
                 for stream in (self.out, self.err):
                     if stream.handle is not None:
                         self.call("guest-file-seek", handle=stream.handle, offset=0, whence="set")
                     stream.offset = 0
+                empty = f": >{self.folder}/out; : >{self.folder}/err"
             finally:
-                self.signal("CONT")
+                self._small(f"{empty}\nname={self.token} signal=CONT\n{SIGNALLER}")
         return size
 
     def follow(self, deadline: float | None) -> bool:

@@ -33,6 +33,10 @@ _STATES = {
 }
 
 
+#: The most seconds to wait for libvirt to connect to a guest's agent.
+CONNECT_SECONDS = 4
+
+
 @dataclass(frozen=True)
 class Event:
     """An event of QEMU's monitor: its name, when QEMU sent it (seconds since the epoch), and what it says."""
@@ -48,7 +52,9 @@ class Events:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
-    def _add(self, _connection: object, _domain: object, name: str, seconds: int, micros: int, data: str, _: object) -> None:
+    def _add(
+        self, _connection: object, _domain: object, name: str, seconds: int, micros: int, data: str, _: object
+    ) -> None:
         self._queue.put(Event(name, seconds + micros / 1e6, json.loads(data) if data else {}))
 
     def next(self, timeout: float) -> Event | None:
@@ -101,9 +107,18 @@ class Domain:
         except HypervisorError:
             # The domain ended between the two calls, or libvirtd was restarted: the second try tells.
             try:
-                return _STATES.get(self._find().state()[0], "off")
-            except (WrongState, libvirt.libvirtError):
+                with translated(f"tell the state of {self.name}"):
+                    return _STATES.get(self._find().state()[0], "off")
+            except WrongState:
                 return "off"
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether QEMU stopped it because what it writes to its disk could not be written."""
+        with contextlib.suppress(WrongState), translated(f"tell the state of {self.name}"):
+            state, reason = self._find().state()
+            return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+        return False
 
     def is_running(self) -> bool:
         """Whether its CPUs run now."""
@@ -121,7 +136,9 @@ class Domain:
     def undefine(self) -> None:
         """Make libvirt forget it; no harm if it is not known."""
         with contextlib.suppress(WrongState, libvirt.libvirtError):
-            self._find().undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+            self._find().undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            )
 
     def create(self, xml: str, *, paused: bool) -> None:
         """Start QEMU.
@@ -168,6 +185,14 @@ class Domain:
             self._find().resume()
 
     # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def uuid(self) -> str | None:
+        """The UUID of the domain that libvirt has under this name, or None if it has none."""
+        with contextlib.suppress(WrongState), translated(f"find {self.name}"):
+            text: str = self._find().UUIDString()
+            return text
+        return None
 
     def xml(self, *, portable: bool = False) -> str:
         """Return its XML; ``portable``: without what belongs to this run (sockets, aliases)."""
@@ -272,7 +297,7 @@ class Domain:
         if arguments:
             command["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
         try:
-            text = libvirt_qemu.qemuAgentCommand(self._find(), json.dumps(command), timeout, 0)
+            text = self._ask_agent(json.dumps(command), timeout)
         except libvirt.libvirtError as error:
             code = error.get_error_code()
             if code in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED):
@@ -283,9 +308,7 @@ class Domain:
                     libvirt=str(error),
                 ) from error
             if code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
-                raise WrongState(
-                    f"{self.name} is not running.", hint=f"`%vm resume {self.name}` or `%vm start {self.name}`"
-                ) from error
+                raise self._standing() from error
             if code in (libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
                 raise AgentError(
                     f"{self.name} has no guest agent.",
@@ -294,6 +317,36 @@ class Domain:
                 ) from error
             raise AgentError(f"The guest agent of {self.name} refused {execute}.", agent=str(error)) from error
         return json.loads(text).get("return")
+
+    def _ask_agent(self, command: str, timeout: int) -> str:
+        # libvirt hears some moments after a guest's start that its agent is there (it comes as an event of QEMU, which
+        # waits its turn on a busy host); until then it says "not connected".
+        end = time.monotonic() + min(timeout, CONNECT_SECONDS)
+        while True:
+            try:
+                text: str = libvirt_qemu.qemuAgentCommand(self._find(), command, timeout, 0)
+                return text
+            except libvirt.libvirtError as error:
+                if "not connected" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.02)
+
+    def _standing(self) -> WrongState:
+        """Return the error for what only a running guest can do."""
+        state = self.state()
+        if state == "crashed":
+            return WrongState(
+                f"The guest {self.name} has crashed: its kernel panicked.",
+                hint=f"go back with `%vm revert {self.name}`, or boot it anew with `%vm start {self.name}`",
+            )
+        if state == "paused" and self.disk_full:
+            return WrongState(
+                f"{self.name} is paused, because there is no room left on the disk for what it writes.",
+                hint=f"make room (`%vm list` shows what is taken), then let it go on with `%vm resume {self.name}`",
+            )
+        if state == "paused":
+            return WrongState(f"{self.name} is paused.", hint=f"let it go on with `%vm resume {self.name}`")
+        return WrongState(f"{self.name} is not running.", hint=f"start it with `%vm start {self.name}`")
 
     def open_serial(self) -> SerialStream:
         """Open its serial line for reading and writing; only one may have it at a time."""

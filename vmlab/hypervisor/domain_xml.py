@@ -216,9 +216,19 @@ def adapt(xml: str, wiring: Wiring) -> str:
             found.text = str(wiring.base / Path(found.text).name)
     devices = domain.find("devices")
     assert devices is not None
+    _adapt_devices(devices, wiring)
+    for old in domain.findall(f"{{{_QEMU}}}commandline"):
+        domain.remove(old)
+    if wiring.ram is not None:
+        _map_ram(domain, wiring.ram)
+    return ET.tostring(domain, encoding="unicode")
+
+
+def _adapt_devices(devices: ET.Element, wiring: Wiring) -> None:
     for disk in devices.findall("disk"):
         source, target = disk.find("source"), disk.find("target")
-        assert source is not None and target is not None
+        assert source is not None
+        assert target is not None
         if disk.get("device") == "disk":
             source.set("file", str(wiring.disks[target.get("dev", "")]))
         else:
@@ -233,11 +243,6 @@ def adapt(xml: str, wiring: Wiring) -> str:
     for audio in devices.findall("audio"):
         devices.remove(audio)
     _add_audio(devices, wiring.sound_file)
-    for old in domain.findall(f"{{{_QEMU}}}commandline"):
-        domain.remove(old)
-    if wiring.ram is not None:
-        _map_ram(domain, wiring.ram)
-    return ET.tostring(domain, encoding="unicode")
 
 
 def _map_ram(domain: ET.Element, ram: MappedRam) -> None:

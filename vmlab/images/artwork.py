@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import io
+import itertools
 import math
 import random
 import struct
@@ -43,7 +44,9 @@ def wallpaper(width: int = 1024, height: int = 768) -> bytes:
     """Return a dusk over hills as a PNG."""
     draw = random.Random(1)
     ridges = [_ridge(width, height, mean, rise, draw) for mean, rise, _ in _HILLS]
-    stars = {(draw.randrange(width), int(draw.random() ** 1.6 * height * 0.5)): draw.random() for _ in range(260)}
+    stars = {
+        (draw.randrange(width), int(draw.random() ** 1.6 * height * 0.5)): draw.random() for _ in range(260)
+    }
     sun_x, sun_y, sun_r = width * 0.70, height * 0.60, height * 0.075
     rows = []
     for y in range(height):
@@ -67,7 +70,7 @@ def wallpaper(width: int = 1024, height: int = 768) -> bytes:
 
 
 def _gradient(stops: list[tuple[float, Colour]], at: float) -> Colour:
-    for (low, first), (high, second) in zip(stops, stops[1:], strict=False):
+    for (low, first), (high, second) in itertools.pairwise(stops):
         if at <= high:
             return mix(first, second, (at - low) / (high - low))
     return stops[-1][1]
@@ -94,7 +97,12 @@ def png(width: int, rows: list[bytes]) -> bytes:
         filtered += b"\2" + bytes((a - b) & 255 for a, b in zip(row, before, strict=True))
         before = row
     head = struct.pack(">IIBBBBB", width, len(rows), 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(filtered), 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(filtered), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def xpm(width: int, height: int, pixel: Callable[[float, float], Colour]) -> str:
@@ -110,7 +118,11 @@ def xpm(width: int, height: int, pixel: Callable[[float, float], Colour]) -> str
             row += palette.setdefault(colour, f"{len(palette):03x}")
         rows.append(f'"{row}"')
     colours = [f'"{key} c {colour}"' for colour, key in palette.items()]
-    return "/* XPM */\nstatic char *picture[] = {\n" + ",\n".join([f'"{width} {height} {len(palette)} 3"', *colours, *rows]) + "};\n"
+    return (
+        "/* XPM */\nstatic char *picture[] = {\n"
+        + ",\n".join([f'"{width} {height} {len(palette)} 3"', *colours, *rows])
+        + "};\n"
+    )
 
 
 #: Bach, prelude in C (BWV 846): the notes of each half bar, as MIDI numbers. Each is played as 1 2 3 4 5 3 4 5, twice.
@@ -133,7 +145,7 @@ def tune() -> bytes:
         start = number * step
         for offset, value in enumerate(plucked[note]):
             mixed[start + offset] += value
-    peak = max(max(mixed), -min(mixed))
+    peak = max(abs(value) for value in mixed)
     samples = array.array("h", (int(value / peak * 30000) for value in mixed))
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
@@ -152,7 +164,9 @@ def _pluck(frequency: float) -> list[float]:
     out = []
     for i in range(RATE):
         t = i / RATE
-        value = sum(a * math.exp(-d * t) * table[int(k * frequency * t * 2048) & 2047] for k, a, d in harmonics)
+        value = sum(
+            a * math.exp(-d * t) * table[int(k * frequency * t * 2048) & 2047] for k, a, d in harmonics
+        )
         out.append(value * min(1.0, t / 0.004) * min(1.0, (1 - t) / 0.05))
     return out
 
@@ -160,7 +174,12 @@ def _pluck(frequency: float) -> list[float]:
 #: Colours of the window theme.
 ACTIVE: tuple[Colour, Colour] = ((64, 70, 104), (46, 50, 78))
 INACTIVE: tuple[Colour, Colour] = ((92, 94, 116), (78, 80, 102))
-_BUTTONS: dict[str, Colour] = {"close": (240, 98, 94), "maximize": (106, 198, 108), "minimize": (246, 190, 80), "restore": (106, 198, 108)}
+_BUTTONS: dict[str, Colour] = {
+    "close": (240, 98, 94),
+    "maximize": (106, 198, 108),
+    "minimize": (246, 190, 80),
+    "restore": (106, 198, 108),
+}
 TITLE_HEIGHT = 26
 
 
@@ -178,8 +197,12 @@ def theme() -> dict[str, str]:
 
 
 def _start(x: float, y: float) -> Colour:
-    """The start button: the wallpaper's sun behind a hill."""
-    if y > 21 - 9 * math.exp(-(((x - 15) / 5) ** 2)) - 6 * math.exp(-(((x - 26) / 5) ** 2)) and 6 < x < 34 and y < 21:
+    """Draw the start button: the wallpaper's sun behind a hill."""
+    if (
+        y > 21 - 9 * math.exp(-(((x - 15) / 5) ** 2)) - 6 * math.exp(-(((x - 26) / 5) ** 2))
+        and 6 < x < 34
+        and y < 21
+    ):
         return (137, 110, 170)
     if math.hypot(x - 21, y - 11) < 7:
         return (255, 206, 140)

@@ -82,10 +82,14 @@ def bootstrap(
         With what each way of doing it said.
     """
     account = bench.account
-    hint = f"sudo apt-get install uidmap; sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {account.name}"
+    ids = "--add-subuids 100000-165535 --add-subgids 100000-165535"
+    hint = f"sudo apt-get install uidmap; sudo usermod {ids} {account.name}"
     ways = modes(account)
     if not ways:
-        raise BuildFailed("A Debian system cannot be made here without root: there are no sub-ids, and no fakechroot.", hint=hint)
+        raise BuildFailed(
+            "A Debian system cannot be made here without root: there are no sub-ids, and no fakechroot.",
+            hint=hint,
+        )
     # mmdebstrap's inner root is none of us: what it reads must be open to others, and our store may not be.
     with tempfile.TemporaryDirectory(prefix="vmlab-build-", dir="/var/tmp") as name:
         place = Path(name)
@@ -105,7 +109,11 @@ def bootstrap(
             *(f'--customize-hook=chroot "$1" {program}' for program in programs),
             bench.apt.suite, tar,
         ]  # fmt: skip
-        env = {"SOURCE_DATE_EPOCH": str(EPOCH), "TMPDIR": str(place / "tmp"), "DEBIAN_FRONTEND": "noninteractive"}
+        env = {
+            "SOURCE_DATE_EPOCH": str(EPOCH),
+            "TMPDIR": str(place / "tmp"),
+            "DEBIAN_FRONTEND": "noninteractive",
+        }
         failures: list[BuildFailed] = []
         for mode in ways:
             try:
@@ -122,7 +130,9 @@ def bootstrap(
                 (place / "tmp").mkdir(exist_ok=True)
                 (place / "tmp").chmod(0o1777)
                 bench.progress(f"that did not work ({mode}); trying another way", None)
-        evidence = {f"{mode}": error.evidence.get("output", "") for mode, error in zip(ways, failures, strict=True)}
+        evidence = {
+            f"{mode}": error.evidence.get("output", "") for mode, error in zip(ways, failures, strict=True)
+        }
         raise BuildFailed("The Debian system could not be made.", hint=hint, **evidence) from failures[0]
 
 
@@ -146,7 +156,10 @@ def _follower(bench: Bench) -> Callable[[str], None]:
         elif (found := _UNPACKING.match(line)) and state["total"]:
             state["seen"] = min(state["seen"] + 1, state["total"])
             share = state["seen"] / state["total"]
-            bench.progress(f"installing {found[1].split(':')[0]}", state["base"] + (state["next"] - state["base"]) * share)
+            bench.progress(
+                f"installing {found[1].split(':')[0]}",
+                state["base"] + (state["next"] - state["base"]) * share,
+            )
         elif line.startswith("I: "):
             for number, (start, step, fraction) in enumerate(_STEPS):
                 if line[3:].startswith(start):

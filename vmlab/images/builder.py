@@ -155,7 +155,10 @@ def remove_abandoned(images_dir: Path) -> None:
     for folder in [*images_dir.glob(".new-*-*"), *images_dir.glob(".old-*-*")]:
         number = folder.name.rpartition("-")[2]
         if number.isdigit() and not _lives(int(number)):
-            if folder.name.startswith(".old-") and not (images_dir / folder.name[5:].rpartition("-")[0]).exists():
+            if (
+                folder.name.startswith(".old-")
+                and not (images_dir / folder.name[5:].rpartition("-")[0]).exists()
+            ):
                 # Killed between the two renames: the old image is still the image.
                 folder.rename(images_dir / folder.name[5:].rpartition("-")[0])
                 continue

@@ -18,7 +18,9 @@ from vmlab.hypervisor.account import Account
 from vmlab.images.work import Progress, need, run
 
 #: Settings of apt that say how to reach a mirror. The others (index formats, hooks) are this machine's own affair.
-_REACH = re.compile(r"^Acquire::(?!IndexTargets|Languages|GzipIndexes|CompressionTypes|Changelogs|cdrom)", re.IGNORECASE)
+_REACH = re.compile(
+    r"^Acquire::(?!IndexTargets|Languages|GzipIndexes|CompressionTypes|Changelogs|cdrom)", re.IGNORECASE
+)
 _SIGNED_BY = re.compile(r"signed-by\s*[=:]\s*(/[^\s\],]+)", re.IGNORECASE)
 _POCKETS = ("", "-updates", "-security")
 
@@ -39,7 +41,9 @@ def parse_targets(text: str) -> list[Target]:
     for line in text.splitlines():
         kind, release, codename, component, uri = [*line.split("|"), "", "", "", ""][:5]
         if kind == "Packages":
-            targets.append(Target(release, "" if codename.startswith("$(") else codename, component, uri.rstrip("/")))
+            targets.append(
+                Target(release, "" if codename.startswith("$(") else codename, component, uri.rstrip("/"))
+            )
     return targets
 
 
@@ -83,7 +87,9 @@ def sources(suite: str, targets: list[Target], host: str) -> list[str]:
         # "stable". Security was called "bookworm/updates" before bookworm.
         wanted = [suite + pocket, host + pocket, "stable" + pocket, "testing" + pocket, "unstable"]
         for name in wanted:
-            hit = next((t for t in targets if name in (t.release, t.codename) and t.component == "main"), None)
+            hit = next(
+                (t for t in targets if name in (t.release, t.codename) and t.component == "main"), None
+            )
             if hit is not None and (pocket != "-security" or hit.release.endswith(("-security", "/updates"))):
                 places[pocket] = hit.uri
                 break
@@ -98,14 +104,22 @@ def sources(suite: str, targets: list[Target], host: str) -> list[str]:
 
 def reach_settings() -> str:
     """Return apt settings of this machine that say how to reach a mirror (proxies, certificates, retries)."""
-    dump = subprocess.run([need("apt-config", "apt"), "dump"], capture_output=True, text=True, check=False).stdout
-    return "".join(f"{line}\n" for line in dump.splitlines() if _REACH.match(line) and not line.endswith('"";'))
+    dump = subprocess.run(
+        [need("apt-config", "apt"), "dump"], capture_output=True, text=True, check=False
+    ).stdout
+    return "".join(
+        f"{line}\n" for line in dump.splitlines() if _REACH.match(line) and not line.endswith('"";')
+    )
 
 
 def keyrings() -> list[Path]:
     """Return the key files that this machine's apt trusts for Debian."""
     shared = Path("/usr/share/keyrings")
-    found = [p for p in (shared / "debian-archive-keyring.gpg", shared / "debian-archive-keyring.pgp") if p.exists()][:1]
+    found = [
+        p
+        for p in (shared / "debian-archive-keyring.gpg", shared / "debian-archive-keyring.pgp")
+        if p.exists()
+    ][:1]
     etc = Path("/etc/apt")
     found += sorted(p for p in (etc / "trusted.gpg.d").glob("*") if p.suffix in {".gpg", ".asc"})
     for listing in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
@@ -115,7 +129,10 @@ def keyrings() -> list[Path]:
                 found += [Path(name) for name in _SIGNED_BY.findall(text)]
     unique = {p.resolve(): p for p in found if p.is_file()}
     if not unique:
-        raise HostError("The keys of the Debian archive are not installed.", hint="sudo apt-get install debian-archive-keyring")
+        raise HostError(
+            "The keys of the Debian archive are not installed.",
+            hint="sudo apt-get install debian-archive-keyring",
+        )
     return list(unique)
 
 
@@ -172,7 +189,9 @@ class Apt:
 
     def newest(self, pattern: str) -> str:
         """Return the first package that ``pattern``, a meta package such as ``linux-image-amd64``, depends on."""
-        answer = self._apt("apt-cache", "depends", "--important", pattern, what=f"There is no package '{pattern}'")
+        answer = self._apt(
+            "apt-cache", "depends", "--important", pattern, what=f"There is no package '{pattern}'"
+        )
         found = re.search(r"Depends: (\S+)", answer)
         if found is None:
             raise BuildFailed(f"The package '{pattern}' depends on nothing.", output=answer)
@@ -181,14 +200,23 @@ class Apt:
     def download(self, packages: list[str]) -> list[Path]:
         """Download packages (checked by apt against the archive's signatures) and return their files, in that order."""
         self.progress(f"fetching {len(packages)} packages", None)
-        wanted = self._apt("apt-get", "download", "--print-uris", *packages, what="The packages could not be found")
+        wanted = self._apt(
+            "apt-get", "download", "--print-uris", *packages, what="The packages could not be found"
+        )
         names = re.findall(r"^'[^']+' (\S+\.deb) ", wanted, re.MULTILINE)
         for old in self.archives.glob("*.deb"):
             # Versions that the archive has replaced are of no use to anyone.
             if old.name not in names and any(old.name.startswith(name.split("_")[0] + "_") for name in names):
                 old.unlink()
         # apt keeps and checks what is there already.
-        self._apt("apt-get", "download", "-q", *packages, what="The packages could not be fetched", cwd=self.archives)
+        self._apt(
+            "apt-get",
+            "download",
+            "-q",
+            *packages,
+            what="The packages could not be fetched",
+            cwd=self.archives,
+        )
         by_name = {name.split("_")[0]: self.archives / name for name in names}
         return [by_name[package] for package in packages]
 
@@ -197,9 +225,22 @@ class Apt:
         files = self.download(packages)
         for number, file in enumerate(files):
             self.progress(f"unpacking {file.name.split('_')[0]}", number / len(files))
-            run(self.account, [need("dpkg-deb", "dpkg"), "-x", file, into], what=f"{file.name} could not be unpacked")
+            run(
+                self.account,
+                [need("dpkg-deb", "dpkg"), "-x", file, into],
+                what=f"{file.name} could not be unpacked",
+            )
         return [f"{f.name.split('_')[0]} {f.name.split('_')[1].replace('%3a', ':')}" for f in files]
 
-    def _apt(self, program: str, *words: str, what: str, hint: str | None = None, cwd: Path | None = None) -> str:
+    def _apt(
+        self, program: str, *words: str, what: str, hint: str | None = None, cwd: Path | None = None
+    ) -> str:
         argv = [need(program, "apt"), *words]
-        return run(self.account, argv, what=what, hint=hint, cwd=cwd or self.folder, env={"APT_CONFIG": str(self.config)})
+        return run(
+            self.account,
+            argv,
+            what=what,
+            hint=hint,
+            cwd=cwd or self.folder,
+            env={"APT_CONFIG": str(self.config)},
+        )

@@ -14,35 +14,38 @@ from vmlab.images.trees import Modules, Tree, initramfs
 
 PACKAGES = [
     "systemd-sysv", "udev", "kmod", "procps", "iproute2", "iputils-ping", "less", "nano", "busybox", "e2fsprogs",
-    "qemu-guest-agent", "python3", "xserver-xorg-core", "xserver-xorg-input-libinput", "xinit", "x11-utils", "x11-apps", "xterm", "icewm", "fonts-dejavu-core", "xdotool", "sox", "libsox-fmt-alsa", "alsa-utils",
+    "qemu-guest-agent", "python3", "xserver-xorg-core", "xserver-xorg-input-libinput", "xinit", "x11-utils", "x11-apps",
+    "xterm", "icewm", "fonts-dejavu-core", "xdotool", "sox", "libsox-fmt-alsa", "alsa-utils",
 ]  # fmt: skip
 
 #: Left out of the packages: manuals and translations, the 3D renderer (LLVM is larger than all of X), and readers of
-#: picture formats that the window manager could load but nobody here has.
+#: picture formats and fonts that the window manager could load but nobody here has.
+_LIB = "/usr/lib/x86_64-linux-gnu"
 LEFT_OUT = [
     "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*",
-    "/usr/lib/x86_64-linux-gnu/dri/*", "/usr/lib/x86_64-linux-gnu/libLLVM*", "/usr/share/sounds/alsa/*",
-    "/usr/lib/x86_64-linux-gnu/libz3.so*", "/usr/lib/x86_64-linux-gnu/libgs.so*", "/usr/lib/x86_64-linux-gnu/libx265.so*",
-    "/usr/share/ghostscript/*", "/usr/share/poppler/*", "/usr/share/groff/*",
+    f"{_LIB}/dri/*", f"{_LIB}/libLLVM*", f"{_LIB}/libz3.so*", f"{_LIB}/libgs.so*", f"{_LIB}/libx265.so*",
+    "/usr/share/ghostscript/*", "/usr/share/poppler/*", "/usr/share/groff/*", "/usr/share/sounds/alsa/*",
+    "/usr/share/fonts/opentype/*", "/usr/share/fonts/type1/*", "/usr/share/fonts/X11/Type1/*",
 ]  # fmt: skip
 KEPT = ["/usr/share/doc/*/copyright"]
 
 #: Drivers for every device that QEMU's machines usually have; patterns. The rest of Debian's 390 MB is left out.
 MODULES = [
     *BOOT_MODULES,
-    "virtio*", "9pnet_virtio", "sd_mod", "sr_mod", "ahci", "ata_piix", "nvme", "usb_storage", "loop", "dm_mod", "dm_snapshot",
-    "overlay", "fuse", "squashfs", "isofs", "udf", "vfat", "msdos", "nls_*", "autofs4", "configfs", "binfmt_misc", "zram",
-    "bochs", "cirrus", "qxl", "psmouse", "usbhid", "hid_generic", "uinput", "joydev", "mousedev",
+    "virtio*", "9pnet_virtio", "sd_mod", "sr_mod", "ahci", "ata_piix", "nvme", "usb_storage", "loop", "dm_mod",
+    "dm_snapshot", "overlay", "fuse", "squashfs", "isofs", "udf", "vfat", "msdos", "nls_*", "autofs4", "configfs",
+    "binfmt_misc", "zram", "bochs", "cirrus", "qxl", "psmouse", "usbhid", "hid_generic", "uinput", "joydev", "mousedev",
     "xhci_pci", "ehci_pci", "uhci_hcd", "ohci_pci", "snd_hda_intel", "snd_hda_codec_generic", "snd_intel8x0",
     "snd_usb_audio", "snd_seq", "snd_pcm_oss", "e1000", "e1000e", "8139cp", "8139too", "tun", "veth", "bridge", "dummy",
-    "macvlan", "8021q", "bonding", "wireguard", "ip_tables", "iptable_*", "ip6table_*", "xt_*", "nf_*", "nft_*", "sch_*",
-    "i2c_i801", "lpc_ich", "i6300esb", "itco_wdt", "qemu_fw_cfg", "sg", "tcp_bbr", "pcspkr",
+    "macvlan", "8021q", "bonding", "wireguard", "ip_tables", "iptable_*", "ip6table_*", "xt_*", "nf_*", "nft_*",
+    "sch_*", "i2c_i801", "lpc_ich", "i6300esb", "itco_wdt", "qemu_fw_cfg", "sg", "tcp_bbr", "pcspkr",
 ]  # fmt: skip
 
 SIZE = 4 << 30
 CMDLINE = (
-    "root=LABEL=vmlab rw console=tty0 console=ttyS0 quiet panic=0 net.ifnames=0 mitigations=off lsm=capability audit=0 "
-    "no_timer_check random.trust_cpu=on cryptomgr.notests systemd.show_status=0 consoleblank=0 vt.global_cursor_default=0"
+    "root=LABEL=vmlab rw console=tty0 console=ttyS0 quiet panic=0 net.ifnames=0 mitigations=off lsm=capability "
+    "audit=0 no_timer_check random.trust_cpu=on cryptomgr.notests systemd.show_status=0 consoleblank=0 "
+    "vt.global_cursor_default=0"
 )
 
 #: Files of vmlab/images/files/desktop and their place in the guest; programs last.
@@ -92,7 +95,9 @@ def make(bench: Bench) -> ImageSpec:
 
     bench.progress("writing kernel, initramfs and disk", 0.95)
     (bench.folder / "vmlinuz").write_bytes((unpacked / "boot" / f"vmlinuz-{release}").read_bytes())
-    small = initramfs(unpacked / "bin" / "busybox", modules.closure(BOOT_MODULES), data_file("initramfs-init").decode())
+    small = initramfs(
+        unpacked / "bin" / "busybox", modules.closure(BOOT_MODULES), data_file("initramfs-init").decode()
+    )
     small.write_initramfs(bench.folder / "initrd.img")
     ext4_disk(bench.account, tar, bench.folder / "disk.qcow2", SIZE, "desktop")
     return ImageSpec(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import uuid
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vmlab.errors import BuildFailed, HostError
-from vmlab.images.trees import EPOCH
 from vmlab.hypervisor.account import Account
+from vmlab.images.trees import EPOCH
 from vmlab.images.work import need, run
 
 #: All names derived from this are the same in every build, e.g. file-system UUIDs.
@@ -44,8 +43,12 @@ def ext4_disk(account: Account, tar: Path, disk: Path, size: int, name: str) -> 
     argv += ["-E", extended, "-d", str(tar), str(raw), f"{size // 1024}k"]
     # mke2fs prefers libarchive; without it tar files are not understood at all.
     hint = "sudo apt-get install libarchive13 (Debian 12) or libarchive13t64 (Debian 13)"
-    run(account, argv, what="mke2fs could not make the disk", env={"SOURCE_DATE_EPOCH": str(EPOCH)}, hint=hint)
-    qemu_img(account, "convert", "-f", "raw", "-O", "qcow2", raw, disk, what="qemu-img could not write the disk")
+    run(
+        account, argv, what="mke2fs could not make the disk", env={"SOURCE_DATE_EPOCH": str(EPOCH)}, hint=hint
+    )
+    qemu_img(
+        account, "convert", "-f", "raw", "-O", "qcow2", raw, disk, what="qemu-img could not write the disk"
+    )
     raw.unlink()
 
 
@@ -106,4 +109,4 @@ def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
 
 def taken(path: Path) -> int:
     """Return the bytes that a folder's files really take on the disk."""
-    return sum(os.lstat(os.path.join(d, f)).st_blocks * 512 for d, _, files in os.walk(path) for f in files)
+    return sum(file.lstat().st_blocks * 512 for file in path.rglob("*"))

@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmlab.images.spec import ImageSpec
 from vmlab.hypervisor.account import Account
+from vmlab.images.spec import ImageSpec
 from vmlab.images.work import Progress
 
 if TYPE_CHECKING:

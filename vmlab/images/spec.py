@@ -83,7 +83,11 @@ def problems(data: Mapping[str, Any]) -> list[str]:
         return [f"its format is {data.get('format')!r}; this vmlab knows {FORMAT}"]
     if not isinstance(data.get("name"), str) or _NAME.fullmatch(data["name"]) is None:
         wrong.append(f"its name is {data.get('name')!r}")
-    wrong += [f"{key} is {data.get(key)!r}, not a positive number" for key in ("memory", "vcpus") if not _positive(data.get(key))]
+    wrong += [
+        f"{key} is {data.get(key)!r}, not a positive number"
+        for key in ("memory", "vcpus")
+        if not _positive(data.get(key))
+    ]
     boot = data.get("boot")
     if not isinstance(boot, dict) or not ("kernel" in boot or boot.get("firmware") in ("bios", "uefi")):
         wrong.append("boot names neither a kernel nor a firmware")
@@ -92,7 +96,11 @@ def problems(data: Mapping[str, Any]) -> list[str]:
         wrong.append("disks is not a list")
         disks = []
     for disk in disks:
-        if not isinstance(disk, dict) or disk.get("format") not in ("qcow2", "raw") or not _positive(disk.get("size")):
+        if (
+            not isinstance(disk, dict)
+            or disk.get("format") not in ("qcow2", "raw")
+            or not _positive(disk.get("size"))
+        ):
             wrong.append(f"a disk is described as {disk!r}")
     for key, known in (("disk_bus", DISK_BUSES), ("nic", NICS), ("video", VIDEOS)):
         if data.get(key) not in known:
@@ -100,7 +108,11 @@ def problems(data: Mapping[str, Any]) -> list[str]:
     names = [boot.get(key) for key in ("kernel", "initrd") if key in boot] if isinstance(boot, dict) else []
     names += [disk.get("file") for disk in disks if isinstance(disk, dict)] + list(data.get("cdroms") or [])
     # A path would reach outside of the folder.
-    wrong += [f"{n!r} is not the name of a file" for n in names if not isinstance(n, str) or n in ("", ".", "..") or "/" in n]
+    wrong += [
+        f"{n!r} is not the name of a file"
+        for n in names
+        if not isinstance(n, str) or n in ("", ".", "..") or "/" in n
+    ]
     return wrong
 
 
@@ -125,10 +137,14 @@ def read(folder: Path) -> ImageSpec:
         raise ImageMissing(f"The image '{folder.name}' cannot be read.", hint=hint, cause=error) from error
     wrong = problems(data) if isinstance(data, dict) else ["it is not an object"]
     if wrong:
-        raise ImageMissing(f"The description of the image '{folder.name}' is wrong.", hint=hint, problem="; ".join(wrong))
+        raise ImageMissing(
+            f"The description of the image '{folder.name}' is wrong.", hint=hint, problem="; ".join(wrong)
+        )
     known = {key: value for key, value in data.items() if key in ImageSpec.__dataclass_fields__}
     spec = ImageSpec(**known)
     gone = [name for name in spec.files() if not (folder / name).is_file()]
     if gone:
-        raise ImageMissing(f"Files of the image '{folder.name}' are gone.", hint=hint, missing=", ".join(gone))
+        raise ImageMissing(
+            f"Files of the image '{folder.name}' are gone.", hint=hint, missing=", ".join(gone)
+        )
     return spec

@@ -41,7 +41,9 @@ def make(bench: Bench) -> ImageSpec:
     release = kernel.removeprefix("linux-image-")
     (bench.folder / "vmlinuz").write_bytes((unpacked / "boot" / f"vmlinuz-{release}").read_bytes())
     modules = Modules(unpacked / "lib" / "modules" / release)
-    initramfs(busybox, modules.closure(MODULES), data_file("initramfs-init").decode()).write_initramfs(bench.folder / "initrd.img")
+    initramfs(busybox, modules.closure(MODULES), data_file("initramfs-init").decode()).write_initramfs(
+        bench.folder / "initrd.img"
+    )
 
     bench.progress("writing the disk", None)
     tar = bench.work / "tiny.tar"
@@ -63,7 +65,9 @@ def make(bench: Bench) -> ImageSpec:
 def root_tree(unpacked: Path, busybox: Path) -> Tree:
     """Return the files of the guest's disk."""
     tree = Tree()
-    tree.folder("dev", "proc", "sys", "run", "mnt", "home", "srv", "var/log", "var/www", "usr/local/bin", "etc/init.d")
+    tree.folder(
+        "dev", "proc", "sys", "run", "mnt", "home", "srv", "var/log", "var/www", "usr/local/bin", "etc/init.d"
+    )
     tree.folder("tmp", mode=0o1777)
     tree.folder("root", mode=0o700)
     tree.character_device("dev/console", 5, 1)
@@ -79,7 +83,11 @@ def root_tree(unpacked: Path, busybox: Path) -> Tree:
     for program in PROGRAMS:
         tree.copy(unpacked / program, f"usr/sbin/{Path(program).name}", 0o755)
     for library in libraries(unpacked, PROGRAMS):
-        tree.copy(library, f"lib/x86_64-linux-gnu/{library.name}", 0o755 if library.name.startswith("ld-") else 0o644)
+        tree.copy(
+            library,
+            f"lib/x86_64-linux-gnu/{library.name}",
+            0o755 if library.name.startswith("ld-") else 0o644,
+        )
     tree.link("lib64", "lib/x86_64-linux-gnu")
     tree.copy(unpacked / "usr" / "lib" / "os-release", "etc/os-release", 0o644)
     for name in ("hostname", "hosts", "passwd", "group", "inittab", "profile", "motd"):

@@ -91,7 +91,9 @@ def run(
         process.stdout.close()
     output = "\n".join(lines)
     if status != 0:
-        raise BuildFailed(f"{what}.", hint=hint, command=" ".join(words)[:300], exit_status=status, output=output)
+        raise BuildFailed(
+            f"{what}.", hint=hint, command=" ".join(words)[:300], exit_status=status, output=output
+        )
     return output
 
 

@@ -129,10 +129,10 @@ def _referenced(
     layers: set[str] = set()
     for top in tops:
         with contextlib.suppress(VMLabError, FileNotFoundError):
-            for record in store.layer_chain(top):
-                layers.add(record.id)
-                if record.base:
-                    bases.add(record.base.partition("/")[0])
+            for layer in store.layer_chain(top):
+                layers.add(layer.id)
+                if layer.base:
+                    bases.add(layer.base.partition("/")[0])
     return keep, layers, bases
 
 

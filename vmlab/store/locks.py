@@ -1,7 +1,7 @@
-"""Locks between processes: two notebooks, or a notebook and a command line, that work on one machine.
+"""Locks between processes: two notebooks, or a notebook and a shell, that work on one machine.
 
-A lock is the kernel's own (``flock``), so it goes when its holder dies, however it dies. What its holder is doing stands
-in the file, so that whoever waits can be told.
+A lock is the kernel's own (``flock``), so it goes when its holder dies, however it dies. What its holder is doing
+stands in the file, so that whoever waits can be told.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def locked(
                 holder = _holder(fd)
                 if waited > timeout:
                     raise Busy(
-                        f"{path.stem} is busy: process {holder.get('pid', '?')} is still to {holder.get('doing', 'work on it')}.",
+                        f"{path.stem} is busy: process {holder.get('pid', '?')} has been asked to "
+                        f"{holder.get('doing', 'work on it')} and is not done.",
                         hint="wait for it and try again",
                         waited=f"{waited:.0f} s",
                     ) from None

@@ -6,7 +6,7 @@ A record is written to a new file that then takes the old one's place, so a read
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import json
 import os
 import re
@@ -42,13 +42,13 @@ def check_name(kind: str, name: str) -> str:
 
 def new_id() -> str:
     """Return a new identifier for a snapshot or a layer: sorts by time, 20 characters."""
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return now.strftime("%y%m%d%H%M%S") + uuid.uuid4().hex[:8]
 
 
 def now() -> str:
     """Return the time as ISO 8601 in UTC, to the millisecond."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

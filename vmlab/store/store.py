@@ -247,9 +247,12 @@ class Store:
         elif base is not None:
             folder, _, file = base.partition("/")
             if not (self.home / "bases" / base).exists():
-                raise ImageMissing(f"The disk {file} of the image base {folder} is gone.", hint="rebuild or import the image")
-            size = size or self.base(folder)["disks"][file]
-            argv += ["-u", "-F", "qcow2", "-b", f"../bases/{base}"]
+                raise ImageMissing(
+                    f"The disk {file} of the image base {folder} is gone.", hint="build or import the image again"
+                )
+            found = self.base(folder)
+            size = size or found["disks"][file]
+            argv += ["-u", "-F", found.get("formats", {}).get(file, "qcow2"), "-b", f"../bases/{base}"]
         assert size is not None
         run_qemu_img([*argv, str(path), str(size)])
         self.account.own(path)
@@ -304,6 +307,7 @@ class Store:
         image, source = self.image(name), self.image_folder(name)
         boot = image.get("boot", {})
         disks = {d["file"]: d["size"] for d in image.get("disks", ())}
+        formats = {d["file"]: d.get("format", "qcow2") for d in image.get("disks", ())}
         files = [*disks, *image.get("cdroms", ()), *(boot[k] for k in ("kernel", "initrd") if boot.get(k))]
         new = self.home / "bases" / f".new-{identity}-{os.getpid()}"
         new.mkdir(exist_ok=True)
@@ -316,7 +320,7 @@ class Store:
                         f"The file {file} of image '{name}' is gone.",
                         hint=f"rebuild it with `%vm images --build {name}`, or import it again",
                     ) from None
-            write_json(new / "base.json", {"format": 1, "image": name, "disks": disks, "files": files})
+            write_json(new / "base.json", {"format": 1, "image": name, "disks": disks, "formats": formats, "files": files})
             for path in (new, *new.iterdir()):
                 self.account.own(path)
             with contextlib.suppress(FileExistsError, OSError):
@@ -326,7 +330,7 @@ class Store:
         return identity
 
     def base(self, identity: str) -> dict[str, Any]:
-        """Return what a base holds: ``{"image", "disks": {file: size}, "files"}``."""
+        """Return what a base holds: ``{"image", "disks": {file: size}, "formats": {file: format}, "files"}``."""
         try:
             return read_json(self.home / "bases" / identity / "base.json")
         except FileNotFoundError:
