@@ -148,7 +148,10 @@ class Image:
                 return found
             tell(f"booting {self.name} once, to keep its ready state", None)
             name = f"bake-{self.name[:20]}-{new_id()[-6:]}"
-            with lab.boot_new(name, self.name, spec, sizes) as machine:
+            with (
+                lab.store.lock(name, "bake"),
+                lab.boot_new(name, self.name, spec, sizes, throwaway=True) as machine,
+            ):
                 self._wait_ready(machine, tell)
                 tell(f"keeping the ready state of {self.name}", None)
                 with machine._open("bake") as (record, domain):

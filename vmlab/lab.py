@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import shutil
 import threading
 import time
 import uuid
@@ -254,6 +255,19 @@ class Lab:
             hint=f"choose another name, or delete it with `%vm delete {name}`",
         )
 
+    def _need_free(self, name: str) -> None:
+        """Refuse a name that a machine has, ours or one that only libvirt knows: of another store, or of virsh."""
+        from vmlab.errors import AlreadyExists
+
+        if name in self:
+            self._taken(name)
+        if name in domains.names(self.account):
+            raise AlreadyExists(
+                f"libvirt has a machine named '{name}' already, which is not of this lab.",
+                hint="choose another name (`virsh list --all` shows it)",
+                libvirt=self.account.uri,
+            )
+
     def hardware(self, image: str, **options: Any) -> tuple[MachineSpec, list[int]]:
         """Return the hardware of a machine of ``image`` with these options of :meth:`create`, and its disks' sizes in bytes."""
         data = self.store.image(image)
@@ -327,20 +341,23 @@ class Lab:
         forwards: tuple[tuple[int, ...], ...] = (),
         *,
         start: bool = True,
+        throwaway: bool = False,
     ) -> Machine:
         """Make a machine of that hardware and boot it; what fails leaves nothing behind."""
         self.store.need_space(64 << 20, "for one more machine")
         record = _new_record(name, image, spec, forwards)
+        record.throwaway = throwaway
+        machine = Machine(self, name)
+        domain = machine._domain()
         with self.store.lock(name, "create"):
-            self.store.add_machine(record)
-            machine = Machine(self, name)
-            domain = machine._domain()
+            self._need_free(name)
             try:
                 files = list(self.store.base(spec.base)["disks"])
                 for index, target in enumerate(spec.disks):
                     base = f"{spec.base}/{files[index]}" if index < len(files) else None
                     record.layers[target] = self.store.add_layer(base=base, size=sizes[index]).id
-                self.store.save_machine(record)
+                # With its disks at once: should we die, it is a whole machine that is off.
+                self.store.add_machine(record)
                 load.define(self.store, record, domain)
                 if start:
                     load.boot(self.store, record, domain)
@@ -352,9 +369,9 @@ class Lab:
 
     def _unmake(self, record: MachineRecord, domain: domains.Domain) -> None:
         with contextlib.suppress(VMLabError):
-            domain.destroy()
-        with contextlib.suppress(VMLabError):
-            domain.undefine()
+            if domain.uuid == record.uuid:
+                domain.destroy()
+                domain.undefine()
         self.store.drop_layers(record.layers)
         with contextlib.suppress(OSError):
             self.store.remove_machine(record.name)
@@ -413,17 +430,20 @@ class Lab:
         source = self.store.snapshot(snapshot.id)
         record = _new_record(name, source.image, source.spec, forwards)
         record.root = record.here = source.id
+        record.resume = source.id if source.ram is not None else None
+        machine = Machine(self, name)
+        domain = machine._domain()
         with self.store.lock(name, "fork"):
-            self.store.add_machine(record)
-            machine = Machine(self, name)
-            domain = machine._domain()
+            self._need_free(name)
             try:
                 record.layers = self.store.add_layers(source.layers)
-                record.resume = source.id if source.ram is not None else None
-                self.store.save_machine(record)
+                # Should we die from here on, it is a whole machine, and a start continues it.
+                record.pending = {"doing": "revert", "pid": None} if start and record.resume else None
+                self.store.add_machine(record)
                 load.define(self.store, record, domain)
                 if start and source.ram is not None:
                     load.resume(self.store, record, domain, source)
+                record.pending = None
                 self.store.save_machine(record)
             except BaseException:
                 self._unmake(record, domain)
@@ -621,7 +641,18 @@ class Lab:
 
     def collect(self) -> collect.Collected:
         """Delete what nothing refers to any more."""
+        for name in self.store.machine_names():
+            with contextlib.suppress(VMLabError):
+                self._sweep(name)
         return collect.collect(self.store)
+
+    def _sweep(self, name: str) -> None:
+        """Remove a machine that somebody made for a moment (to bake, to verify) and died before they could remove it."""
+        if self.store.machine(name).throwaway:
+            with self.store.lock(name, "sweep", timeout=0):
+                record = self.store.machine(name)
+                self._unmake(record, Machine(self, name)._domain())
+                shutil.rmtree(self.home / "cache" / name, ignore_errors=True)
 
     def collect_quietly(self) -> None:
         """Collect, where nobody waits for it; the next collection gets what this one did not."""

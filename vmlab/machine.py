@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from vmlab.engine import load, save
+from vmlab.engine import interrupts, load, save
 from vmlab.errors import (
     AlreadyExists,
+    NoSpace,
     NotFound,
     VMLabError,
     WaitTimeout,
@@ -23,7 +24,7 @@ from vmlab.guest.access import GuestAccess
 from vmlab.hypervisor.domain import Domain
 from vmlab.snapshot import Snapshot
 from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord, check_name, read_json
-from vmlab.store.store import allocated
+from vmlab.store.store import allocated, is_full
 
 if TYPE_CHECKING:
     from vmlab.lab import Lab
@@ -209,9 +210,18 @@ class Machine(GuestAccess):
         store.machine(self._name)
         with store.lock(self._name, doing, tell=tell or self._lab.tell):
             record, domain = store.machine(self._name), self._domain()
-            if record.pending:
-                self._recover(record, domain)
-            yield record, domain
+            try:
+                if record.pending:
+                    self._recover(record, domain)
+                yield record, domain
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                raise NoSpace(
+                    f"The disk became full while {self._name} was worked on ({doing}); nothing is lost.",
+                    hint="make room (forget snapshots, delete machines: `%vm list` shows what they take), then try again",
+                    system=error,
+                ) from error
 
     def _recover(self, record: MachineRecord, domain: Domain) -> None:
         """Put right what a process left that died at work: take it back, or bring it to its end."""
@@ -418,7 +428,13 @@ class Machine(GuestAccess):
             if take:
                 identity = take(self._lab.store, record, name, description)
             else:
-                identity = save.live(self._lab.store, record, domain, name, description)
+                try:
+                    identity = save.live(self._lab.store, record, domain, name, description)
+                except VMLabError as error:
+                    gone = save.ended(domain, error)
+                    if gone is not None:
+                        raise gone from error
+                    raise
         return Snapshot(self._lab, self._lab.store.snapshot(identity))
 
     def _free_name(self, record: MachineRecord, name: str | None) -> str:
@@ -451,6 +467,10 @@ class Machine(GuestAccess):
         for snapshot in reversed(known.values()):
             if name in (snapshot.name, snapshot.id):
                 return snapshot
+        for broken in self._lab.store.broken_snapshots():
+            if name in (broken, self._lab.store.label(broken).name):
+                # Says how, and what to do.
+                self._lab.store.snapshot(broken)
         raise NotFound.named(
             f"snapshot of {self._name}", name, known, hint=f"take one with `%vm snapshot {self._name} {name}`"
         )
@@ -571,7 +591,8 @@ class Machine(GuestAccess):
             if target.ram is not None:
                 load.resume(store, record, domain, target, paused=target.state == "paused")
         except BaseException as error:
-            self._come_back(before, domain, kept, state, pid, error)
+            with interrupts.held():
+                self._come_back(before, domain, kept, state, pid, error)
             raise
         record.pending = None
         store.save_machine(record)
@@ -595,12 +616,16 @@ class Machine(GuestAccess):
             if state == "running":
                 domain.pause()
             yield
-        except BaseException:
-            if alive:
-                save.cancel(domain)
-                save.go_on(domain, state)
-            before.pending = None
-            store.save_machine(before)
+        except BaseException as error:
+            with interrupts.held():
+                if alive:
+                    save.cancel(domain)
+                    save.go_on(domain, state)
+                before.pending = None
+                store.save_machine(before)
+            gone = save.ended(domain, error) if alive else None
+            if gone is not None:
+                raise gone from error
             raise
 
     def _keep_present(self, record: MachineRecord, domain: Domain, state: str) -> str | None:

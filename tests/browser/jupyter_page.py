@@ -28,7 +28,6 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 #: Milliseconds: JupyterLab's first start on a busy machine; and a cell that starts a guest.
 OPEN, CELL = 90_000, 120_000
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-LATEST = "[data-jp-item-name='latest']"
 
 
 def chromium() -> str | None:
@@ -55,12 +54,18 @@ def _free_port() -> int:
         return port
 
 
+def _settings(own: Path, plugin: str, values: dict[str, object]) -> None:
+    path = own / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
 @contextlib.contextmanager
 def server(folder: Path, own: Path, *, theme: str = "light", environment: dict[str, str] | None = None) -> Iterator[Server]:
     """Run JupyterLab over ``folder`` while the block runs; what it writes for itself goes below ``own``."""
-    themes = own / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
-    themes.parent.mkdir(parents=True, exist_ok=True)
-    themes.write_text(json.dumps({"theme": THEMES[theme]}))
+    _settings(own, "apputils-extension/themes", {"theme": THEMES[theme]})
+    # All cells are in the page at once: the browser is no place to test JupyterLab's scrolling.
+    _settings(own, "notebook-extension/tracker", {"windowingMode": "none"})
     found = Server(_free_port(), secrets.token_hex(16))
     env = os.environ | {
         "JUPYTER_TOKEN": found.token,
@@ -172,8 +177,7 @@ class Notebook:
 
     def start(self, index: int) -> None:
         """Run a cell, and do not wait."""
-        # The prompt and not the editor: a click there selects the cell without opening a pop-up or following a link.
-        self.cell(index).locator(".jp-InputPrompt").click()
+        self.cell(index).locator(".cm-content").click(position={"x": 2, "y": 2})
         self.page.keyboard.press("Control+Enter")
 
     def wait(self, index: int, timeout: int = CELL) -> Locator:

@@ -149,7 +149,7 @@ def test_create_has_plain_defaults():
     do(it, "create web")
     assert it.created[0][1] == "tiny"
     assert {k: v for k, v in it.created[0][2].items() if k != "progress" and v} == {
-        "clock": "then",
+        "clock": "now",
         "start": True,
     }
 

@@ -8,6 +8,7 @@ written, a file renamed, a disk layer made.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -15,6 +16,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +59,22 @@ def own_lab(home: Path) -> Lab:
     return lab
 
 
+def kill(pid: int | None) -> None:
+    """Kill a process that is not our child, and wait until it is gone."""
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGKILL)
+        while not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].startswith((" Z", " X")):
+            time.sleep(0.005)
+
+
+def end_daemon(lab: Lab) -> None:
+    """End the libvirt daemon of a lab of our own; guests live on."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        kill(int((lab.account.runtime_dir / "libvirt" / "libvirtd.pid").read_text()))
+
+
 # -- in the process that dies ------------------------------------------------------------------------------------------
 
 STEPS = (
@@ -79,10 +97,10 @@ STEPS = (
 
 
 class Steps:
-    """Counts the steps of an operation, and ends the process before one of them."""
+    """Counts the steps of an operation, and acts before one of them."""
 
-    def __init__(self, last: int | None) -> None:
-        self.last, self.count, self.seen = last, 0, list[str]()
+    def __init__(self, last: int | None, act: Callable[[], None]) -> None:
+        self.last, self.act, self.count, self.at, self.seen = last, act, 0, "", list[str]()
 
     def before(self, label: str) -> None:
         if label == "qmp query-migrate" and self.seen[-1:] == [label]:
@@ -90,8 +108,8 @@ class Steps:
         self.count += 1
         self.seen.append(label)
         if self.count == self.last:
-            print(json.dumps({"died": True, "at": label, "step": self.count}), flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.at = label
+            self.act()
 
     def watch(self, owner: Any, name: str) -> None:
         original: Callable[..., Any] = getattr(owner, name)
@@ -109,7 +127,21 @@ class Steps:
 
 def operate(order: dict[str, Any]) -> None:
     lab = own_lab(Path(order["home"]))
-    steps = Steps(order["step"])
+    victim = order.get("victim", "process")
+
+    def act() -> None:
+        if victim == "process":
+            print(json.dumps({"died": True, "at": steps.at}), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif victim == "interrupt":
+            # As Ctrl-C does it.
+            os.kill(os.getpid(), signal.SIGINT)
+        elif victim == "qemu":
+            kill(lab.machine(order["machine"]).domain.pid)
+        else:
+            end_daemon(lab)
+
+    steps = Steps(order["step"], act)
     for owner, name in STEPS:
         steps.watch(owner, name)
     verb, name, argument = order["verb"], order["machine"], order.get("argument")
@@ -126,10 +158,11 @@ def operate(order: dict[str, Any]) -> None:
             lab.machine(name).find(argument).verify()
         else:
             getattr(lab.machine(name), verb)(*([argument] if argument is not None else []))
-    except VMLabError as error:
-        print(json.dumps({"died": False, "error": str(error), "steps": steps.seen}), flush=True)
+    except (VMLabError, KeyboardInterrupt) as error:
+        report = {"error": str(error), "kind": type(error).__name__}
     else:
-        print(json.dumps({"died": False, "steps": steps.seen}), flush=True)
+        report = {}
+    print(json.dumps({"died": False, "at": steps.at, "steps": steps.seen, **report}), flush=True)
 
 
 def serve() -> None:
@@ -139,7 +172,8 @@ def serve() -> None:
             try:
                 operate(json.loads(line))
             except BaseException as error:
-                print(json.dumps({"died": False, "error": repr(error), "steps": []}), flush=True)
+                report = {"died": False, "at": "", "steps": [], "error": repr(error), "kind": type(error).__name__}
+                print(json.dumps(report), flush=True)
             finally:
                 sys.stdout.flush()
                 os._exit(0)

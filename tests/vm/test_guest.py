@@ -64,7 +64,7 @@ def test_execute_keeps_streams_apart_and_tells_the_status(web: Machine) -> None:
 def test_a_short_command_takes_few_calls(web: Machine) -> None:
     results = sorted((web.execute("true") for _ in range(10)), key=lambda r: r.elapsed)
     # One to start it; the others ask whether it has ended, at 8, 20, 38, 65 ... ms.
-    assert results[5].calls <= 8, [(r.calls, round(r.elapsed, 3)) for r in results]
+    assert results[5].calls <= 10, [(r.calls, round(r.elapsed, 3)) for r in results]
     assert results[5].elapsed < 1
 
 
@@ -116,10 +116,8 @@ def test_input_of_any_size(web: Machine) -> None:
 
 
 def test_another_user(web: Machine) -> None:
-    web.execute("id nina 2>/dev/null || adduser -D -s /bin/sh nina 2>/dev/null || useradd -m -s /bin/sh nina")
+    web.succeed("grep -q nina /etc/passwd || echo nina:x:1234:1234:Nina:/tmp:/bin/sh >>/etc/passwd")
     result = web.execute("id -un; echo $HOME; cat", user="nina", input="in")
-    if "nina" not in result.stdout:
-        pytest.fail(f"{result!r}")
     assert result.stdout.splitlines()[0] == "nina"
     assert result.stdout.endswith("in")
     assert web.execute("true", user="nobody-of-that-name").status != 0
@@ -151,8 +149,7 @@ def test_interrupt_reaches_the_command(web: Machine, user: str | None) -> None:
             on_output=lambda _, text: heard.append(text),
         )
     assert time.monotonic() - begin < 12
-    if user is None:
-        assert "".join(heard) == "waiting\ninterrupted\n"
+    assert "".join(heard).endswith("waiting\ninterrupted\n")
     assert web.execute("ps | grep -c '[s]leep 0.2'").stdout == "0\n"
     assert leftovers(web) == ""
 

@@ -5,7 +5,7 @@ is off, its disk.
 
 Examples
 --------
-snapshot web                               # named by its time
+snapshot web                               # named s1, s2 ...
 snapshot web clean
 snapshot web clean -d "before the upgrade"
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from vmlab.engine import mapped_ram
 from vmlab.engine.save import boot_id, host_cpu
 from vmlab.errors import HypervisorError, ImageMissing, SnapshotDamaged, SnapshotIncompatible
 from vmlab.hypervisor import domain_xml
-from vmlab.hypervisor.domain import Domain, versions
-from vmlab.store.records import MachineRecord, SnapshotRecord
+from vmlab.hypervisor.account import find_program
+from vmlab.hypervisor.domain import Domain, has_machine, versions
+from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord
 from vmlab.store.store import Store
 
 LOAD_TIMEOUT = 60.0
@@ -32,8 +34,10 @@ def check(store: Store, record: SnapshotRecord) -> None:
         It was taken by a newer QEMU, another accelerator, or on another CPU.
     """
     folder = store.snapshot_folder(record.id)
+    name = store.label(record.id).name
     for layer in record.layers.values():
-        _check_chain(store, layer, record.id)
+        _check_chain(store, layer, f"snapshot '{name}'")
+    _check_base(store, record.spec, f"snapshot '{name}'", record.image)
     if record.ram is None:
         return
     have = versions(store.account)["qemu"]
@@ -47,6 +51,12 @@ def check(store: Store, record: SnapshotRecord) -> None:
             f"The snapshot was taken on another CPU ({record.host_cpu}) and uses all it has; this one is {host_cpu()}.",
             hint="continue it on a host with that CPU",
         )
+    if not has_machine(store.account, record.spec.machine_type, record.spec.accelerator):
+        raise SnapshotIncompatible(
+            f"The snapshot '{name}' is of a machine of type {record.spec.machine_type} under "
+            f"{record.spec.accelerator}, which QEMU {have} on this host does not have.",
+            hint=f"install QEMU {record.qemu}, or make a new machine from the image '{record.image}'",
+        )
     base = record if record.ram.base is None else store.snapshot(record.ram.base)
     for part in (record, base):
         assert part.ram is not None
@@ -57,15 +67,17 @@ def check(store: Store, record: SnapshotRecord) -> None:
             raise mapped_ram.damaged(path, "is missing") from None
         if size != part.ram.file_size:
             raise mapped_ram.damaged(path, f"has {size} bytes instead of {part.ram.file_size}")
-    if record.ram.base is None:
-        mapped_ram.parse(folder / "thin")
-    checked = store.home / "cache" / "checked" / record.id
-    if record.boot != boot_id() and record.ram.digest and not (
-        checked.exists() and checked.read_text() == boot_id()
-    ):
-        check_contents(store, record)
-        store.account.make_dir(checked.parent)
-        checked.write_text(boot_id())
+    for file in ("domain.xml", *(["nvram.fd"] if record.nvram else [])):
+        if not (folder / file).exists():
+            raise mapped_ram.damaged(folder / file, "is missing")
+    _check_devices(folder / ("thin" if record.ram.base is None else "ram"), record.ram.devices_digest)
+    for part in {record.id: record, base.id: base}.values():
+        checked = store.home / "cache" / "checked" / part.id
+        if part.boot != boot_id() and not (checked.exists() and checked.read_text() == boot_id()):
+            check_contents(store, part)
+            with contextlib.suppress(OSError):
+                store.account.make_dir(checked.parent)
+                checked.write_text(boot_id())
 
 
 def check_contents(store: Store, record: SnapshotRecord) -> None:
@@ -76,15 +88,28 @@ def check_contents(store: Store, record: SnapshotRecord) -> None:
     SnapshotDamaged
         They differ.
     """
-    import hashlib
-
     assert record.ram is not None
     path = store.snapshot_folder(record.id) / "ram"
-    layout = mapped_ram.parse(path)
-    if hashlib.sha256(mapped_ram.device_bytes(path, layout)).hexdigest() != record.ram.devices_digest:
-        raise mapped_ram.damaged(path, "does not hold the state of the devices any more")
+    _check_devices(path, record.ram.devices_digest)
     if record.ram.digest and ram_digest(store, record) != record.ram.digest:
         raise mapped_ram.damaged(path, "does not hold the RAM that was saved any more")
+
+
+def _check_devices(path: Path, digest: str) -> None:
+    import hashlib
+
+    if hashlib.sha256(mapped_ram.device_bytes(path, mapped_ram.parse(path))).hexdigest() != digest:
+        raise mapped_ram.damaged(path, "does not hold the state of the devices any more")
+
+
+def _check_base(store: Store, spec: MachineSpec, what: str, image: str) -> None:
+    for file in (spec.kernel, spec.initrd, *spec.cdroms):
+        if file and not (store.home / "bases" / spec.base / file).exists():
+            raise ImageMissing(
+                f"The file {file} that {what} starts with is gone.",
+                hint=f"build or import the image '{image}' again and make a new machine",
+                file=store.home / "bases" / spec.base / file,
+            )
 
 
 def ram_digest(store: Store, record: SnapshotRecord) -> str:
@@ -95,20 +120,22 @@ def ram_digest(store: Store, record: SnapshotRecord) -> str:
     return mapped_ram.digest([(path, mapped_ram.parse(path)) for path in paths])
 
 
-def _check_chain(store: Store, layer: str, snapshot: str) -> None:
+def _check_chain(store: Store, layer: str, what: str) -> None:
     try:
         for record in store.layer_chain(layer):
-            if not store.layer_path(record.id).exists():
-                raise FileNotFoundError(record.id)
+            with store.layer_path(record.id).open("rb") as file:
+                if file.read(4) != b"QFI\xfb":
+                    raise ValueError(file.name)
             if record.base and not (store.home / "bases" / record.base).exists():
                 raise ImageMissing(
-                    f"The disk {record.base}, which this state stands on, is gone.", hint="restore it from a backup"
+                    f"A disk that {what} stands on, {record.base}, is gone.",
+                    hint=f"bring it back from a backup to {store.home / 'bases'}",
                 )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SnapshotDamaged(
-            f"A disk layer of snapshot {snapshot} is gone.",
+            f"A disk layer of {what} is {'damaged' if isinstance(error, ValueError) else 'gone'}.",
             hint="go back to another snapshot (`%vm tree` shows them)",
-            layer=error.filename or error,
+            layer=getattr(error, "filename", None) or error,
         ) from error
 
 
@@ -144,15 +171,9 @@ def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
         A file that it boots from is gone.
     """
     spec = machine.spec
-    base = store.home / "bases" / spec.base
-    for file in (spec.kernel, spec.initrd, *spec.cdroms):
-        if file and not (base / file).exists():
-            raise ImageMissing(
-                f"The file {file} that {machine.name} boots from is gone.",
-                hint=f"build or import the image '{machine.image}' again and make a new machine",
-            )
+    _check_base(store, spec, machine.name, machine.image)
     for layer in machine.layers.values():
-        _check_chain(store, layer, "the present")
+        _check_chain(store, layer, machine.name)
     machine.starts += 1
     domain.create(domain_xml.build(spec, wiring(store, machine)), paused=False)
     machine.mapped = machine.resume = None
@@ -188,6 +209,7 @@ def resume(
         offset=base.ram.pages_offset,
         size=base.ram.size,
         object_id=mapped_ram.MAPPED_RAM,
+        emulator=starter(store),
     )
     stream = folder / ("thin" if record.ram.base is None else "ram")
     if record.nvram:
@@ -208,6 +230,30 @@ def resume(
         with contextlib.suppress(HypervisorError):
             domain.destroy()
         raise
+
+
+def starter(store: Store) -> Path:
+    """Return the program that starts QEMU with the mapped RAM as its first object, making it if need be.
+
+    libvirt puts its own RAM first and any arguments of ours last. But while a live snapshot is written, QEMU's emulation
+    of CPUs notices further writes to pages only in the first RAM of all (``cpu_physical_memory_sync_dirty_bitmap`` resets
+    the CPUs' caches with an offset in the block instead of in all RAM; QEMU 8.2 to 10.0 at least): a snapshot of a busy
+    fork would miss some.
+    """
+    qemu = find_program("qemu-system-x86_64")
+    if qemu is None:
+        raise HypervisorError("QEMU is not installed.", hint="`vmlab doctor` shows what is missing")
+    # libvirt remembers what a QEMU can do by its path and age: another QEMU needs another starter.
+    state = os.stat(qemu)
+    path = store.home / "bin" / f"qemu-{state.st_mtime_ns:x}-{state.st_size:x}"
+    if not path.exists():
+        store.account.make_dir(path.parent)
+        new = path.with_name(f".new-{os.getpid()}-{threading.get_ident()}")
+        new.write_text(f'#!/bin/sh\nexec {qemu} ${{VMLAB_RAM:+-object "$VMLAB_RAM"}} "$@"\n')
+        new.chmod(0o755)
+        store.account.own(new)
+        new.replace(path)
+    return path
 
 
 def _restore_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:

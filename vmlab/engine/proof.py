@@ -107,8 +107,11 @@ def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
         mac=record.mac,
         image=record.image,
         spec=record.spec,
+        throwaway=True,
     )
     store.account.make_dir(scratch)
+    held = contextlib.ExitStack()
+    held.enter_context(store.lock(machine.name, "verify"))
     store.add_machine(machine)
     domain = Domain(store.account, machine.name, store.machine_folder(machine.name) / "serial.log")
     try:
@@ -147,6 +150,7 @@ def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
         store.drop_layers(machine.layers)
         store.remove_machine(machine.name)
         shutil.rmtree(scratch, ignore_errors=True)
+        held.close()
 
 
 def ram_now(store: Store, domain: Domain, scratch: Path) -> str:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmlab.engine import delta, mapped_ram
+from vmlab.engine import delta, interrupts, mapped_ram
 from vmlab.errors import HypervisorError, NoSpace, VMLabError, WrongState
 from vmlab.hypervisor.domain import Domain, Events, versions
 from vmlab.store.records import Label, MachineRecord, RamRecord, SnapshotRecord, new_id, now, write_json
@@ -74,9 +74,10 @@ def offline(store: Store, machine: MachineRecord, name: str, description: str, k
             _keep_nvram(store, machine, folder)
             _finish(folder, record, Label(name, machine.here, description))
     except BaseException:
-        upper, machine.layers = machine.layers, lower
-        store.save_machine(machine)
-        store.drop_layers(upper)
+        with interrupts.held():
+            upper, machine.layers = machine.layers, lower
+            store.save_machine(machine)
+            store.drop_layers(upper)
         raise
     if kind == "snapshot":
         machine.here = identity
@@ -139,9 +140,10 @@ def live(
             _keep_nvram(store, machine, folder)
         finally:
             if keep_running:
-                go_on(domain, state, events, pause)
-                machine.layers, machine.pending = present_layers(store, machine, domain, upper), None
-                store.save_machine(machine)
+                with interrupts.held():
+                    go_on(domain, state, events, pause)
+                    machine.layers, machine.pending = present_layers(store, machine, domain, upper), None
+                    store.save_machine(machine)
         (folder / "registers.txt").write_text(registers.replace("\r", ""))
         (folder / "domain.xml").write_text(domain.xml(portable=True))
         if screen is not None:
@@ -275,6 +277,19 @@ def write_stream(
     except BaseException:
         cancel(domain)
         raise
+
+
+def ended(domain: Domain, error: BaseException) -> HypervisorError | None:
+    """Return the error that tells that a guest has ended under our hands, if that is why ``error`` came."""
+    if not isinstance(error, HypervisorError | WrongState):
+        return None
+    with contextlib.suppress(VMLabError):
+        if not domain.is_active():
+            return HypervisorError(
+                f"{domain.name} ended while this was done: its QEMU process is gone. Its snapshots are as they were.",
+                hint=f"boot it from its disk with `%vm start {domain.name}`, or go back with `%vm revert {domain.name}`",
+            )
+    return None
 
 
 def cancel(domain: Domain) -> None:
@@ -440,6 +455,7 @@ __all__ = [
     "boot_id",
     "cancel",
     "convert_screen",
+    "ended",
     "go_on",
     "host_cpu",
     "live",

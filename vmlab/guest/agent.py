@@ -86,13 +86,15 @@ FOLDERS = ("/run", "/dev/shm", "/tmp", "/var/tmp")  # noqa: S108 - in the guest;
 # the process itself is meant. A stopped process would not act on what is sent, so it is woken too.
 SIGNALLER = r"""
 for b in @FOLDERS@; do
-  [ -r "$b/$name/pid" ] || continue
+  [ -d "$b/$name" ] || continue
+  n=0 # a command that was started just now has not said its number yet
+  while [ ! -s "$b/$name/pid" ] && [ $n -lt 20 ]; do sleep 0.1; n=$((n + 1)); done
   read -r p <"$b/$name/pid" || exit 1
   group() { read -r x <"/proc/$1/stat" && x=${x##*) } && set -- $x && echo "$3"; } 2>/dev/null
   g=$(group "$p")
   if [ "${g:-$p}" = "$(group $$)" ]; then p="$p"; else p="-${g:-$p}"; fi
-  kill -$signal -- "$p"
-  case $signal in STOP | KILL) ;; *) kill -CONT -- "$p" ;; esac
+  kill "-$signal" "$p"
+  case $signal in STOP | KILL) ;; *) kill -CONT "$p" ;; esac
   exit 0
 done
 exit 1
@@ -151,7 +153,8 @@ guard() {
   guard </dev/null >/dev/null & # away from the agent's pipe, which a last sleep would keep open
   g=$!
   if [ -n "$user" ]; then
-    chown -R "$user" "$d" 2>>"$d/err" && cd / && $s $su -s /bin/sh -l "$user" -c "$run" >>"$d/out" 2>>"$d/err"
+    run='cd "$HOME" 2>/dev/null || cd /; '$run # not a login shell: what /etc/profile prints is not the command's output
+    chown -R "$user" "$d" 2>>"$d/err" && cd / && $s $su -s /bin/sh "$user" -c "$run" >>"$d/out" 2>>"$d/err"
   else
     cd "$HOME"
     $s /bin/sh -c "$run" >>"$d/out" 2>>"$d/err"
@@ -293,14 +296,16 @@ class _Stream:
             return
         if self._on_output is not None:
             self._on_output(self.name, text)
-        if self._head_size < self._half:
-            self._head.append(text)
-            self._head_size += len(text)
-            return
-        self._tail.append(text)
-        self._tail_size += len(text)
-        while self._tail and self._tail_size - len(self._tail[0]) >= self._half:
-            gone = self._tail.pop(0)
+        if room := self._half - self._head_size:
+            self._head.append(text[:room])
+            self._head_size += len(text[:room])
+            text = text[room:]
+        if text:
+            self._tail.append(text)
+            self._tail_size += len(text)
+        while (over := self._tail_size - self._half) > 0:
+            gone, rest = self._tail[0][:over], self._tail[0][over:]
+            self._tail[:1] = [rest] if rest else []
             self._tail_size -= len(gone)
             self.dropped += len(gone.encode())
 
@@ -717,7 +722,7 @@ def execute(
         Called with ``"stdout"`` or ``"stderr"`` and text as output comes. Within a stream the order is kept; between
         the two it is the order of the polls, every tenth of a second or so.
     user
-        Run as this user, with a login environment.
+        Run as this user, in their home folder. Their login shell's profile is not read.
     env
         More environment variables.
 

@@ -21,6 +21,8 @@ __all__ = ["SerialLog", "read", "send", "strip_ansi", "wait_for"]
 TAIL = 1 << 16
 #: Bytes sent at once, what the queue of a 16550 port holds, and seconds between: a guest loses what it has no room for.
 PIECE, PAUSE = 16, 0.01
+#: Seconds to keep the line open for the guest's echo.
+LINGER = 2.0
 
 # ECMA-48: control sequences (CSI ... final), strings (OSC, DCS, SOS, PM, APC ... ST or BEL), character sets, two-byte
 # escapes. A sequence that is cut off at the end of the text goes too.
@@ -208,16 +210,21 @@ def send(domain: GuestDomain, text: str | bytes) -> None:
         raise WrongState(f"{domain.name} is off; nobody reads its serial line.", hint=f"start {domain.name}")
     stream = domain.open_serial()
     try:
+        heard = False
         for at in range(0, len(data), PIECE):
             stream.send(data[at : at + PIECE])
             time.sleep(PAUSE)
-            stream.recv(4096)
-        # QEMU's serial port can stop sending for good when its peer goes while it waits to write (seen with QEMU
-        # 10.0): stay until the echo has passed.
-        end, quiet = time.monotonic() + 1.0, 0
-        while quiet < 5 and time.monotonic() < end:
+            heard = bool(stream.recv(4096)) or heard
+        # Stay until the echo has passed. QEMU looks only once a second whether somebody has opened its terminal, and
+        # what was sent is lost with a close before that; and its serial port can stop sending for good when its peer
+        # goes while it waits to write (seen with QEMU 10.0).
+        end, quiet = time.monotonic() + LINGER, 0
+        while (not heard or quiet < 5) and time.monotonic() < end:
             time.sleep(0.02)
-            quiet = 0 if stream.recv(4096) else quiet + 1
+            if stream.recv(4096):
+                heard, quiet = True, 0
+            else:
+                quiet += 1
     finally:
         stream.close()
 

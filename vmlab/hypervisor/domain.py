@@ -300,7 +300,11 @@ class Domain:
             text = self._ask_agent(json.dumps(command), timeout)
         except libvirt.libvirtError as error:
             code = error.get_error_code()
-            if code in (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED):
+            if code in (
+                libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+                libvirt.VIR_ERR_AGENT_UNSYNCED,
+                libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT,
+            ):
                 raise AgentTimeout(
                     f"The guest agent of {self.name} does not answer.",
                     hint="is it still booting? `%vm wait NAME --agent` waits for it; without an agent, "
@@ -423,3 +427,22 @@ def machine_type(account: Account, accelerator: str) -> str:
     if not found:
         raise HypervisorError("libvirt does not say which q35 machine QEMU has.")
     return found
+
+
+_machines: set[tuple[str, str, str]] = set()
+
+
+def has_machine(account: Account, machine_type: str, accelerator: str) -> bool:
+    """Whether QEMU has that machine type under that accelerator here."""
+    key = (account.uri, machine_type, accelerator)
+    if key not in _machines:
+        kind = "kvm" if accelerator == "kvm" else "qemu"
+        for attempt in range(2):
+            try:
+                connect(account).getDomainCapabilities(None, "x86_64", machine_type, kind)
+                _machines.add(key)
+                break
+            except libvirt.libvirtError as error:
+                if attempt or not lost(error):
+                    return False
+    return True

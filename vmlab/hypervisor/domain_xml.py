@@ -41,12 +41,15 @@ class MappedRam:
         The file, where the guest's first page is in it, and the bytes of RAM.
     object_id
         The name of the RAM block in the stream that will be loaded.
+    emulator
+        The program that starts QEMU with what ``VMLAB_RAM`` in its environment says as its first object.
     """
 
     path: Path
     offset: int
     size: int
     object_id: str
+    emulator: Path
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,11 @@ def _add_devices(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
         _add(sound, "audio", id="1")
     _add_audio(devices, wiring.sound_file)
     video = _add(devices, "video")
-    _add(video, "model", type=spec.video)
+    model = _add(video, "model", type=spec.video)
+    if spec.video == "vga" and spec.memory < 16:
+        # QEMU's emulation of CPUs ends with an assertion (tlb_reset_dirty_range_all) when a block of memory that it saves
+        # is larger than the machine's RAM; video memory has 16 MiB if nothing is said.
+        model.set("vram", str(1024 << (spec.memory.bit_length() - 1)))
     # Pages that a balloon gives back would be read again from the snapshot's file: not with mapped RAM.
     _add(devices, "memballoon", model="none")
     rng = _add(devices, "rng", model="virtio")
@@ -217,6 +224,10 @@ def adapt(xml: str, wiring: Wiring) -> str:
     devices = domain.find("devices")
     assert devices is not None
     _adapt_devices(devices, wiring)
+    emulator = devices.find("emulator")
+    if emulator is not None:
+        # Another host, or another QEMU on this one, may have it elsewhere: libvirt's own choice.
+        devices.remove(emulator)
     for old in domain.findall(f"{{{_QEMU}}}commandline"):
         domain.remove(old)
     if wiring.ram is not None:
@@ -251,20 +262,19 @@ def _map_ram(domain: ET.Element, ram: MappedRam) -> None:
     libvirt's own RAM object stays on the command line, unused and empty.
     """
     line = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
+    devices = domain.find("devices")
+    assert devices is not None
+    emulator = ET.Element("emulator")
+    emulator.text = str(ram.emulator)
+    devices.insert(0, emulator)
     # readonly + rom=off: copy-on-write over a file that nobody may write.
     backend = (
         f"memory-backend-file,id={ram.object_id},size={ram.size},mem-path={str(ram.path).replace(',', ',,')},"
         f"offset={ram.offset},share=off,readonly=on,rom=off,prealloc=off"
     )
-    for argument in (
-        "-object",
-        backend,
-        "-machine",
-        f"memory-backend={ram.object_id}",
-        "-incoming",
-        "defer",
-    ):
+    for argument in ("-machine", f"memory-backend={ram.object_id}", "-incoming", "defer"):
         ET.SubElement(line, f"{{{_QEMU}}}arg", value=argument)
+    ET.SubElement(line, f"{{{_QEMU}}}env", name="VMLAB_RAM", value=backend)
 
 
 def disk_snapshot(layers: Mapping[str, Path]) -> str:

@@ -143,6 +143,7 @@ RECIPE = Recipe(
     vcpus=1,
     space=4500 << 20,
     make=make,
+    parts=("artwork.py", "bootstrap.py", "tiny.py"),
     needs={
         "apt-get": "apt",
         "dpkg-deb": "dpkg",

@@ -49,6 +49,8 @@ class Recipe:
         Programs that the build runs, each with the Debian package that has it.
     space
         Bytes that the build needs at its peak.
+    parts
+        Other modules of this package that its contents depend on.
     make
         Writes the image's files and returns its description.
     """
@@ -62,12 +64,13 @@ class Recipe:
     make: Callable[[Bench], ImageSpec] = field(repr=False)
     needs: dict[str, str] = field(default_factory=dict)
     suite: str = SUITE
+    parts: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Return the SHA-256 of all that decides what the image will be, but the packages' versions."""
         whole = hashlib.sha256(self.suite.encode())
         here = resources.files("vmlab.images")
-        for name in (f"{self.name}.py", "trees.py", "disks.py"):
+        for name in (f"{self.name}.py", "trees.py", "disks.py", *self.parts):
             whole.update((here / name).read_bytes())
         folder = here / "files"
         for part in (folder, folder / self.name):

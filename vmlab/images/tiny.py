@@ -23,6 +23,15 @@ PACKAGES = [
     "liburing2", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1", "libcap2", "base-files",
 ]  # fmt: skip
 PROGRAMS = ["usr/sbin/qemu-ga", "sbin/resize2fs"]
+#: Files of vmlab/images/files/tiny that are programs, and their place in the guest.
+_SCRIPTS = {
+    "rcS": "etc/init.d/rcS",
+    "udhcpc": "etc/udhcpc.script",
+    "ticker": "usr/sbin/ticker",
+    "agent": "usr/sbin/agent",
+    "shutdown": "bin/shutdown",
+    "powerbtn": "etc/acpi/PWRF/00000080",
+}
 SIZE = 1 << 30
 CMDLINE = (
     "root=LABEL=vmlab rw console=tty0 console=ttyS0 quiet panic=0 nokaslr net.ifnames=0 mitigations=off "
@@ -95,8 +104,7 @@ def root_tree(unpacked: Path, busybox: Path) -> Tree:
     tree.file("etc/shadow", "root::19000:0:99999:7:::\nnobody:*:19000:0:99999:7:::\n", 0o600)
     tree.file("etc/resolv.conf", "")
     tree.file("var/www/index.html", "<h1>It works</h1><p>Served by busybox httpd in a vmlab guest.</p>\n")
-    for name, place in (("rcS", "etc/init.d/rcS"), ("udhcpc", "etc/udhcpc.script"), ("ticker", "usr/sbin/ticker"),
-                        ("agent", "usr/sbin/agent"), ("shutdown", "bin/shutdown"), ("powerbtn", "etc/acpi/PWRF/00000080")):  # fmt: skip
+    for name, place in _SCRIPTS.items():
         tree.file(place, data_file("tiny", name), 0o755)
     return tree
 

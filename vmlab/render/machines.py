@@ -178,7 +178,7 @@ class MachineTable(View, Sequence["Machine"]):
                 f'<td class="n">{units.percent(self._total("cpu_percent"))}</td>'
                 f"<td>{units.size(self._total('pss'))}</td>"
                 f'<td class="n">{units.size(self._total("disk"))}</td>'
-                f'<td class="n">{units.size(self._total("snapshots"))}</td><td></td><td></td></tr>'
+                f'<td class="n">{units.size(self._total("snapshots") or None)}</td><td></td><td></td></tr>'
             )
         table = page.table(columns, [self._row(row) for row in self.rows], caption=self.title, foot=foot)
         return f'{table}<p class="note">as of {self.taken:%H:%M:%S}</p>'
@@ -188,8 +188,10 @@ class MachineTable(View, Sequence["Machine"]):
         memory = '<span class="dim">–</span>'
         if row.pss is not None:
             words = f"{units.size(row.pss)} of {units.size(row.memory)} taken, QEMU itself included"
+            # More than the guest has: QEMU itself weighs more than a small guest.
+            beyond = " + QEMU" if row.share is not None and row.share > 1 else ""
             memory = (
-                f'{units.size(row.pss)} <span class="dim small">of {units.size(row.memory)}</span>'
+                f'{units.size(row.pss)} <span class="dim small">of {units.size(row.memory)}{beyond}</span>'
                 f"{page.bar(row.share, label=words, kind='')}"
             )
         elif row.memory:

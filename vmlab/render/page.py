@@ -82,7 +82,7 @@ _RULES = """
 .vml.vml .box>header{display:flex;align-items:center;gap:12px;background:var(--v-soft);padding:4px 10px}
 .vml.vml .box>header>.dim{margin-left:auto}
 .vml.vml .box>pre{padding:6px 10px;max-height:26em;overflow:auto}
-.vml.vml img.thumb{display:block;width:88px;max-width:none;height:auto;border-radius:3px;
+.vml.vml img.thumb{display:block;width:112px;max-width:none;height:auto;border-radius:3px;
  border:1px solid var(--v-line); margin:0}
 .vml.vml img.shot{display:block;max-width:100%;height:auto;
  border:1px solid var(--v-line);border-radius:4px;margin:0}
@@ -97,8 +97,9 @@ _RULES = """
 .vml.vml .g b.live{background:var(--v-brand);border-color:var(--v-brand)}
 .vml.vml .g b.now{background:var(--v-ok);border-color:var(--v-ok);border-radius:3px;transform:rotate(45deg)}
 .vml.vml tr.bare>*{border-top:0!important}
-.vml.vml dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:0;padding-left:8px}
-.vml.vml dt{color:var(--v-dim);font-weight:400}.vml.vml dd{margin:0}
+.vml.vml dl{display:grid;grid-template-columns:max-content auto;gap:2px 16px;margin:0;padding-left:8px}
+.vml.vml dt,.vml.vml dd{float:none;width:auto;margin:0;max-width:60em}
+.vml.vml dt{color:var(--v-dim);font-weight:400;white-space:nowrap}
 .vml.vml .ok{color:var(--v-ok)}.vml.vml .warn{color:var(--v-warn)}.vml.vml .bad{color:var(--v-bad)}
 .vml.vml .brand{color:var(--v-brand)}
 """.strip()

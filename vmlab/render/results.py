@@ -170,15 +170,19 @@ class EndedMany(View):
         return Group(*(Ended(name, result).rich() for name, result in self.results.items()))
 
     def body(self) -> str:
-        """Return nothing: each machine's area already says how it ended."""
-        return ""
+        """Return a sum: each machine's area already says how it ended."""
+        kind, sign = ("ok", "✓") if self._good == len(self.results) else ("bad", "✗")
+        return f'<p class="note"><span class="{kind}">{sign}</span> {page.esc(self._words())}</p>'
 
-    def _repr_html_(self) -> str:
-        return ""
+    @property
+    def _good(self) -> int:
+        return sum(result.status == 0 for result in self.results.values())
+
+    def _words(self) -> str:
+        return f"{self._good} of {len(self.results)} ended with status 0"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        ended = sum(result.status == 0 for result in self.results.values())
-        printer.text(f"{ended} of {len(self.results)} ended with status 0")
+        printer.text(self._words())
 
     def to_json(self) -> dict[str, Any]:
         """Return each result by the machine's name."""
@@ -374,7 +378,8 @@ class SnapshotCard(View):
         if node.created:
             facts.append(("taken", units.absolute(node.created)))
         if self.pause_ms is not None:
-            facts.append(("guest stood still", units.duration(self.pause_ms / 1000)))
+            # Always in the same unit, since these are compared.
+            facts.append(("guest stood still", f"{self.pause_ms:.0f} ms"))
         if node.description:
             facts.append(("description", node.description))
         return facts

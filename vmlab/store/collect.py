@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmlab.errors import VMLabError
-from vmlab.store.records import Label, SnapshotRecord
+from vmlab.errors import NotFound, VMLabError
+from vmlab.store.records import MachineRecord, SnapshotRecord
 from vmlab.store.store import Store, allocated
 
 #: Seconds after which a half-written snapshot or base is taken for abandoned.
@@ -32,12 +32,15 @@ class Collected:
         How many of each.
     bytes
         What they took on the disk.
+    unreadable
+        Records that could not be read. As long as there are any, no disk is deleted: they may refer to it.
     """
 
     snapshots: int = 0
     layers: int = 0
     bases: int = 0
     bytes: int = 0
+    unreadable: int = 0
 
     def to_json(self) -> dict[str, int]:
         """Return the numbers by name."""
@@ -51,17 +54,25 @@ def forget(store: Store, snapshot: str) -> None:
     """
     label = store.label(snapshot)
     for other in store.snapshot_ids():
-        with contextlib.suppress(VMLabError, FileNotFoundError):
-            found = store.label(other)
-            if found.parent == snapshot:
-                store.save_label(other, Label(found.name, label.parent, found.description, found.forgotten))
+        found = store.label(other)
+        if found.parent == snapshot:
+            store.save_label(other, replace(found, parent=label.parent))
     for name in store.machine_names():
-        record = store.machine(name)
-        if snapshot in (record.here, record.root):
-            record.here = label.parent if record.here == snapshot else record.here
-            record.root = label.parent if record.root == snapshot else record.root
-            store.save_machine(record)
-    store.save_label(snapshot, Label(label.name, label.parent, label.description, forgotten=True))
+        with contextlib.suppress(NotFound):
+            if snapshot not in _standing_on(store.machine(name)):
+                continue
+            # Somebody may be at work on it, and would lose what they write, or we.
+            with store.lock(name, f"forget {label.name}"):
+                record = store.machine(name)
+                if snapshot in _standing_on(record):
+                    record.here = label.parent if record.here == snapshot else record.here
+                    record.root = label.parent if record.root == snapshot else record.root
+                    store.save_machine(record)
+    store.save_label(snapshot, replace(label, forgotten=True))
+
+
+def _standing_on(machine: MachineRecord) -> tuple[str | None, str | None]:
+    return machine.here, machine.root
 
 
 def collect(store: Store) -> Collected:
@@ -73,40 +84,51 @@ def collect(store: Store) -> Collected:
         for identity in store.snapshot_ids():
             with contextlib.suppress(VMLabError):
                 snapshots[identity] = store.snapshot(identity)
-        keep, layers, bases = _referenced(store, snapshots)
-        for identity in snapshots.keys() - keep:
-            if _age(store.snapshot_folder(identity)) < _YOUNG and not _forgotten(store, identity):
-                # It may belong to an operation that has not written its machine's record yet.
-                continue
+        keep, layers, bases, unreadable = _referenced(store, snapshots)
+        folders = list((store.home / "snapshots").glob("[!.]*"))
+        done.unreadable = sum(folder.name not in snapshots for folder in folders) + unreadable
+        for identity in snapshots.keys() - keep if not unreadable else ():
             done.snapshots += 1
             done.bytes += _remove(store.snapshot_folder(identity))
             (store.home / "cache" / "checked" / identity).unlink(missing_ok=True)
-        for record in (store.home / "layers").glob("*.json"):
-            if record.stem not in layers and _age(record) > _YOUNG:
-                done.layers += 1
-                done.bytes += _remove(store.layer_path(record.stem))
-                record.unlink(missing_ok=True)
-        for folder in (store.home / "bases").glob("[!.]*"):
-            if folder.name not in bases and _age(folder) > _YOUNG:
-                done.bases += 1
-                done.bytes += _remove(folder)
-        for pattern in ("snapshots/.new-*", "bases/.new-*", "machines/.gone-*"):
+        if not done.unreadable:
+            for file in (store.home / "layers").glob("[!.]*"):
+                # The disk before its record, so that what is left of it is found again if we die in between.
+                if file.stem not in layers and file.suffix == ".qcow2" and _age(file) > _YOUNG:
+                    done.layers += 1
+                    done.bytes += _remove(file)
+                    file.with_suffix(".json").unlink(missing_ok=True)
+                elif file.stem not in layers and not file.with_suffix(".qcow2").exists() and _age(file) > _YOUNG:
+                    file.unlink(missing_ok=True)
+            for folder in (store.home / "bases").glob("[!.]*"):
+                if folder.name not in bases and _age(folder) > _YOUNG:
+                    done.bases += 1
+                    done.bytes += _remove(folder)
+        for pattern in ("snapshots/.new-*", "bases/.new-*", "images/.new-gone-*", "machines/.gone-*"):
             for half in store.home.glob(pattern):
                 if _age(half) > _ABANDONED:
                     done.bytes += _remove(half)
+        store.keep_spare()
     return done
 
 
 def _referenced(
     store: Store, snapshots: dict[str, SnapshotRecord]
-) -> tuple[set[str], set[str], set[str]]:
-    """Return the snapshots, layers and bases that something refers to."""
+) -> tuple[set[str], set[str], set[str], int]:
+    """Return the snapshots, layers and bases that something refers to, and how many records could not be read."""
     bases = {store.base_id(name) for name in store.image_names()}
     roots: set[str] = set()
     tops: set[str] = set()
     owners = set()
+    unreadable = 0
     for name in store.machine_names():
-        machine = store.machine(name)
+        try:
+            machine = store.machine(name)
+        except NotFound:
+            continue
+        except VMLabError:
+            unreadable += 1
+            continue
         owners.add(machine.uuid)
         bases.add(machine.spec.base)
         tops.update(machine.layers.values())
@@ -115,7 +137,9 @@ def _referenced(
     for identity, record in snapshots.items():
         forgotten = _forgotten(store, identity)
         alive = record.machine in owners if record.kind == "snapshot" else record.spec.base in bases
-        if not forgotten and alive and record.kind != "undo":
+        # A new one may belong to an operation that has not written its machine's record yet.
+        young = _age(store.snapshot_folder(identity)) < _YOUNG
+        if not forgotten and (young or (alive and record.kind != "undo")):
             roots.add(identity)
     keep: set[str] = set()
     for identity in roots & snapshots.keys():
@@ -126,20 +150,25 @@ def _referenced(
     for identity in keep & snapshots.keys():
         tops.update(snapshots[identity].layers.values())
         bases.add(snapshots[identity].spec.base)
+    # The same holds for new layers.
+    tops.update(file.stem for file in (store.home / "layers").glob("[!.]*.json") if _age(file) < _YOUNG)
     layers: set[str] = set()
     for top in tops:
-        with contextlib.suppress(VMLabError, FileNotFoundError):
+        try:
             for layer in store.layer_chain(top):
                 layers.add(layer.id)
                 if layer.base:
                     bases.add(layer.base.partition("/")[0])
-    return keep, layers, bases
+        except FileNotFoundError:
+            # Either it has gone meanwhile, or what lies below it is not known any more.
+            unreadable += store.layer_path(top).exists()
+        except VMLabError:
+            unreadable += 1
+    return keep, layers, bases, unreadable
 
 
 def _forgotten(store: Store, snapshot: str) -> bool:
-    with contextlib.suppress(VMLabError, FileNotFoundError):
-        return store.label(snapshot).forgotten
-    return True
+    return store.label(snapshot).forgotten
 
 
 def _remove(path: Path) -> int:

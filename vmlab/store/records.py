@@ -41,9 +41,9 @@ def check_name(kind: str, name: str) -> str:
 
 
 def new_id() -> str:
-    """Return a new identifier for a snapshot or a layer: sorts by time, 20 characters."""
+    """Return a new identifier for a snapshot or a layer: sorts by time, 22 characters."""
     now = dt.datetime.now(dt.UTC)
-    return now.strftime("%y%m%d%H%M%S") + uuid.uuid4().hex[:8]
+    return now.strftime("%y%m%d%H%M%S%f")[:16] + uuid.uuid4().hex[:6]
 
 
 def now() -> str:
@@ -54,11 +54,16 @@ def now() -> str:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write ``data`` to ``path`` so that it appears whole or not at all, and survives a power cut."""
     new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:6]}")
-    with new.open("w") as file:
-        json.dump(data, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    try:
+        with new.open("w") as file:
+            json.dump(data, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        # A disk that is full must not be filled with halves.
+        new.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except ValueError as error:
         raise VMLabError(f"The record {path.parent.name}/{path.name} cannot be read.", json=error) from error
-    if not isinstance(data, dict) or not 1 <= data.get("format", 0) <= FORMAT:
+    if not isinstance(data, dict) or data.get("format") not in range(1, FORMAT + 1):
         raise VMLabError(
             f"The record {path.parent.name}/{path.name} was not written by this version of vmlab.",
             hint="use the vmlab that wrote it, or a newer one",
@@ -91,22 +96,36 @@ class _Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Build the record from what :meth:`to_json` gave.
+
+        Raises
+        ------
+        VMLabError
+            Something is missing, or of another kind than it must be.
+        """
         hints = typing.get_type_hints(cls)
         values = {}
         for item in dataclasses.fields(cls):  # type: ignore[arg-type]
             if item.name in data:
-                values[item.name] = _revive(hints[item.name], data[item.name])
+                values[item.name] = _revive(hints[item.name], data[item.name], item.name)
+            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+                raise VMLabError(f"A record ({cls.__name__}) cannot be used: it has no {item.name}.")
         return cls(**values)
 
 
-def _revive(hint: Any, value: Any) -> Any:
+def _revive(hint: Any, value: Any, name: str) -> Any:
     if isinstance(hint, types.UnionType):
         kinds = [k for k in typing.get_args(hint) if k is not type(None)]
-        return value if value is None or len(kinds) != 1 else _revive(kinds[0], value)
-    if isinstance(hint, type) and issubclass(hint, _Record) and isinstance(value, dict):
-        return hint.from_json(value)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return value if value is None else _revive(kinds[0], value, name)
+    kind = typing.get_origin(hint) or hint
+    if isinstance(kind, type) and issubclass(kind, _Record) and isinstance(value, dict):
+        return kind.from_json(value)
+    if kind is tuple and isinstance(value, list):
         return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is not Any and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise VMLabError(f"A record cannot be used: its {name} is {value!r}.")
     return value
 
 
@@ -190,6 +209,8 @@ class MachineRecord(_Record):
         ``(host port, guest port)`` pairs on loopback.
     pending
         What was being done when a process died: looked at, and put right, by whoever comes next.
+    throwaway
+        Whether it was made for a moment only; removed when nobody holds it any more.
     """
 
     name: str
@@ -210,6 +231,7 @@ class MachineRecord(_Record):
     starts: int = 0
     identity: str | None = None
     pending: dict[str, Any] | None = None
+    throwaway: bool = False
 
 
 @dataclass(frozen=True)

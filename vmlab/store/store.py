@@ -18,6 +18,7 @@ else is built on it: ``vmlab.store.collect`` walks the references.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vmlab.errors import AlreadyExists, HypervisorError, ImageMissing, NoSpace, NotFound, SnapshotDamaged
+from vmlab.errors import (
+    AlreadyExists,
+    HypervisorError,
+    ImageMissing,
+    NoSpace,
+    NotFound,
+    SnapshotDamaged,
+    VMLabError,
+)
 from vmlab.hypervisor.account import Account
 from vmlab.store import locks
 from vmlab.store.records import (
@@ -43,6 +52,15 @@ from vmlab.store.records import (
 )
 
 FOLDERS = ("images", "bases", "layers", "snapshots", "machines", "locks", "cache")
+
+
+#: Bytes that are set aside for the day on which the disk is full.
+SPARE = 256 << 10
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for lack of room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def allocated(path: Path) -> int:
@@ -73,9 +91,31 @@ class Store:
             if not path.is_dir():
                 path.mkdir(parents=True, exist_ok=True)
                 account.own(path)
+        self.keep_spare()
 
     def __repr__(self) -> str:
         return f"Store({str(self.home)!r})"
+
+    # -- the last bytes of a disk ----------------------------------------------------------------------------------
+
+    @property
+    def _spare(self) -> Path:
+        return self.home / "cache" / "spare"
+
+    def keep_spare(self) -> None:
+        """Keep a little room, so that on a full disk the records can still be written that make room."""
+        if not self._spare.exists():
+            with contextlib.suppress(OSError):
+                self._spare.write_bytes(os.urandom(SPARE))
+
+    def _write(self, path: Path, data: dict[str, Any]) -> None:
+        try:
+            write_json(path, data)
+        except OSError as error:
+            if not is_full(error) or not self._spare.exists():
+                raise
+            self._spare.unlink(missing_ok=True)
+            write_json(path, data)
 
     # -- locks ---------------------------------------------------------------------------------------------------
 
@@ -104,7 +144,10 @@ class Store:
         """Return the record of machine ``name``, or raise :class:`NotFound` with the nearest names."""
         check_name("machine", name)
         try:
-            return MachineRecord.from_json(read_json(self.machine_folder(name) / "machine.json"))
+            record = MachineRecord.from_json(read_json(self.machine_folder(name) / "machine.json"))
+            # The folder's name is the truth: somebody may have died in the middle of a rename.
+            record.name = name
+            return record
         except FileNotFoundError:
             raise NotFound.named(
                 "machine", name, self.machine_names(), hint=f"make it with `%vm create {name}`"
@@ -126,7 +169,7 @@ class Store:
 
     def save_machine(self, record: MachineRecord) -> None:
         """Write the record of a machine."""
-        write_json(self.machine_folder(record.name) / "machine.json", record.to_json())
+        self._write(self.machine_folder(record.name) / "machine.json", record.to_json())
 
     def rename_machine(self, record: MachineRecord, name: str) -> None:
         """Give a machine another name; nothing may be using its folder."""
@@ -166,18 +209,35 @@ class Store:
         """
         try:
             return SnapshotRecord.from_json(read_json(self.snapshot_folder(snapshot) / "manifest.json"))
-        except (FileNotFoundError, TypeError) as error:
+        except (FileNotFoundError, NotADirectoryError, VMLabError) as error:
+            name = self.label(snapshot).name
             raise SnapshotDamaged(
-                f"The manifest of snapshot {snapshot} is gone or incomplete.", hint="`%vm forget` it"
+                f"The snapshot '{name}' cannot be used: its manifest is gone or damaged.",
+                hint=f"bring back {self.snapshot_folder(snapshot) / 'manifest.json'} from a backup, "
+                "or go back to another snapshot (`%vm tree` shows them)",
+                manifest=error if isinstance(error, VMLabError) else None,
             ) from error
 
     def label(self, snapshot: str) -> Label:
-        """Return what may change about a snapshot."""
-        return Label.from_json(read_json(self.snapshot_folder(snapshot) / "label.json"))
+        """Return what may change about a snapshot; where that is lost, its id serves as its name."""
+        try:
+            return Label.from_json(read_json(self.snapshot_folder(snapshot) / "label.json"))
+        except (FileNotFoundError, VMLabError):
+            return Label(snapshot)
+
+    def broken_snapshots(self) -> list[str]:
+        """Return the ids of the snapshots whose manifest is gone or damaged."""
+        found = []
+        for folder in (self.home / "snapshots").glob("[!.]*"):
+            try:
+                self.snapshot(folder.name)
+            except SnapshotDamaged:
+                found.append(folder.name)
+        return sorted(found)
 
     def save_label(self, snapshot: str, label: Label) -> None:
         """Write what may change about a snapshot."""
-        write_json(self.snapshot_folder(snapshot) / "label.json", label.to_json())
+        self._write(self.snapshot_folder(snapshot) / "label.json", label.to_json())
 
     def snapshots_of(self, machine: str, kinds: tuple[str, ...] = ("snapshot",)) -> list[SnapshotRecord]:
         """Return the snapshots that were taken of a machine (its UUID) and not forgotten, the oldest first."""
@@ -254,15 +314,26 @@ class Store:
             size = size or found["disks"][file]
             argv += ["-u", "-F", found.get("formats", {}).get(file, "qcow2"), "-b", f"../bases/{base}"]
         assert size is not None
-        run_qemu_img([*argv, str(path), str(size)])
-        self.account.own(path)
         record = LayerRecord(identity, backing, base, size)
-        write_json(self.home / "layers" / f"{identity}.json", record.to_json())
+        try:
+            run_qemu_img([*argv, str(path), str(size)])
+            self.account.own(path)
+            write_json(self.home / "layers" / f"{identity}.json", record.to_json())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return record
 
     def add_layers(self, below: dict[str, str]) -> dict[str, str]:
         """Make a new layer over each of ``below``: ``{target: layer}`` in, the new ones out."""
-        return {target: self.add_layer(backing=layer).id for target, layer in below.items()}
+        made: dict[str, str] = {}
+        try:
+            for target, layer in below.items():
+                made[target] = self.add_layer(backing=layer).id
+        except BaseException:
+            self.drop_layers(made)
+            raise
+        return made
 
     def drop_layers(self, layers: dict[str, str]) -> None:
         """Delete layers that nothing refers to yet."""
@@ -362,7 +433,7 @@ class Store:
                 f"There is not enough room on the disk {what}: it may need {size_text(count)}, "
                 f"{size_text(free)} are free, and {size_text(reserve)} stay reserved.",
                 hint="forget snapshots or delete machines (`%vm list` shows what they take), "
-                "or lower the reserve with `%vm limits --reserve-disk`",
+                "or lower the reserve with `%vm limits --disk`",
             )
 
 

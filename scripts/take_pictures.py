@@ -1,0 +1,192 @@
+"""Take the pictures of the README: a notebook on real guests, in a real JupyterLab, in its light and its dark theme.
+
+    python scripts/take_pictures.py FOLDER
+
+Started by scripts/pictures, which sets up what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from vmlab.errors import VMLabError
+from vmlab.hypervisor import domain
+from vmlab.lab import Lab
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "browser"))
+
+from jupyter_page import Notebook, browser_page, server, write_notebook  # noqa: E402
+
+#: The most bytes of a picture: they are part of every clone.
+LIMIT = 300_000
+#: Size of the page, and device pixels for each of its pixels: readable also where GitHub shows it smaller.
+WIDTH, HEIGHT, SCALE = 1000, 1040, 1.5
+
+CELLS = {
+    "load": "%load_ext vmlab\nfrom vmlab import Lab\n\nlab = Lab()",
+    "create": "%vm create desk desktop",
+    "work": (
+        'desk = lab["desk"]\ndesk.pointer.click(300, 400)\n'
+        'desk.type("echo \'page 1\' > thesis.txt; ls\\n")\ndesk.pointer.move(610, 330)\n'
+        "desk.wait_for_screen(settle=1, tolerance=0.01)"
+    ),
+    "snapshot": '%vm snapshot desk tidy -d "all windows in place"',
+    "wreck": "%%vm desk\nrm -rf /home/user/* /usr/share/fonts\npkill xclock; pkill xeyes",
+    "keep": 'desk.wait_for_screen(settle=1, tolerance=0.01)\n%vm snapshot desk wrecked -d "no clock, no eyes, no thesis"',
+    "back": "%vm revert desk tidy",
+    "other": (
+        'desk.pointer.drag((300, 42), (420, 300))\ndesk.wait_for_screen(settle=1, tolerance=0.02)\n'
+        'desk.snapshot("moved", "the window elsewhere");'
+    ),
+    "fork": "%vm fork desk desk-a desk-b --snapshot tidy",
+    "more": "%vm create web --forward 8080:80\n%vm create game invaders",
+    "rest": "import time; time.sleep(8)",
+    "tree": "%vm tree desk",
+    "list": "%vm list",
+}
+
+
+@contextlib.contextmanager
+def own_lab() -> Iterator[Lab]:
+    """Make a store that shares the images and their ready states with ours, by hard links; delete it at the end.
+
+    So the pictures show no machine of whoever makes them, and no image is built or booted again.
+    """
+    ours = Lab()
+    home = ours.home.with_name(f"pictures-{uuid.uuid4().hex[:8]}")
+    lab = Lab(home)
+    try:
+        for folder in ("images", "bases", "layers"):
+            link_tree(ours, ours.home / folder, home / folder)
+        for record in (ours.store.snapshot(s) for s in ours.store.snapshot_ids()):
+            if record.kind == "ready":
+                link_tree(ours, ours.store.snapshot_folder(record.id), lab.store.snapshot_folder(record.id))
+        lab.collect()
+        yield lab
+    finally:
+        for machine in lab.machines:
+            with contextlib.suppress(VMLabError):
+                machine.delete()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def link_tree(lab: Lab, source: Path, target: Path) -> None:
+    """Make the folders of ``source`` again, with links to the same files."""
+    for folder, _, files in os.walk(source):
+        place = lab.account.make_dir(target / Path(folder).relative_to(source))
+        for name in files:
+            # Somebody else may just be deleting it.
+            with contextlib.suppress(FileNotFoundError):
+                (place / name).hardlink_to(Path(folder, name))
+
+
+def save(png: bytes, path: Path, *, width: int | None = None) -> None:
+    """Write a picture with at most 256 colours, as many as fit into the limit."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    if width is not None and image.width > width:
+        image = image.resize((width, image.height * width // image.width), Image.Resampling.LANCZOS)
+    for colours in (256, 128, 64, 32):
+        # Without dithering: text stays clean, and flat areas stay flat and small.
+        small = image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        out = io.BytesIO()
+        small.save(out, "PNG", optimize=True)
+        if out.tell() < LIMIT:
+            break
+    else:
+        raise SystemExit(f"{path.name} would have {out.tell()} bytes; the limit is {LIMIT}.")
+    path.write_bytes(out.getvalue())
+    print(f"{path.name}: {image.width}x{image.height}, {colours} colours, {out.tell() // 1000} kB", flush=True)
+
+
+def region(nb: Notebook, first: str, last: str) -> bytes:
+    """Return a picture of the cells from ``first`` to ``last``."""
+    names = list(CELLS)
+    top, bottom = (nb.cell(names.index(n)).bounding_box() for n in (first, last))
+    assert top is not None and bottom is not None
+    margin = 6
+    box = {
+        "x": top["x"],
+        "y": top["y"] - margin,
+        "width": top["width"],
+        "height": bottom["y"] + bottom["height"] - top["y"] + 2 * margin,
+    }
+    return nb.page.screenshot(clip=box)
+
+
+def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
+    """Run the notebook in that theme, and keep what it looks like."""
+    notebooks, own = work / theme / "notebooks", work / theme / "own"
+    notebooks.mkdir(parents=True)
+    own.mkdir()
+    write_notebook(notebooks / "desk.ipynb", *CELLS.values())
+    names = list(CELLS)
+    environment = {"VMLAB_HOME": str(lab.home)}
+    with (
+        server(notebooks, own, theme=theme, environment=environment) as jupyter,
+        browser_page(width=WIDTH, height=HEIGHT, scale=SCALE, dark=theme == "dark") as page,
+    ):
+        nb = Notebook(page, jupyter.url("desk.ipynb"))
+        page.keyboard.press("Control+b")  # the file browser away
+        for index, name in enumerate(names):
+            nb.run(index)
+            if name == "snapshot":
+                shoot_window(nb, index, folder / f"notebook-{theme}.png")
+        # High enough for the last cells in one piece.
+        page.set_viewport_size({"width": WIDTH, "height": 1500})
+        tidy(nb, len(names) - 1)
+        save(region(nb, "tree", "list"), folder / f"tree-{theme}.png")
+
+
+def tidy(nb: Notebook, index: int) -> None:
+    """Show a cell with all before it as far as they fit; the pointer away, no cell selected, no cursor in one."""
+    nb.page.keyboard.press("Escape")
+    nb.cell(index).scroll_into_view_if_needed()
+    nb.page.mouse.move(WIDTH - 3, 300)
+    nb.page.add_style_tag(
+        content=".jp-Notebook .jp-Cell.jp-mod-active .jp-Collapser,.jp-cell-toolbar,.jp-Toolbar-micro"
+        "{visibility:hidden!important}.jp-Notebook .jp-Cell{border-color:transparent!important;box-shadow:none!important}"
+    )
+    nb.page.wait_for_timeout(600)
+
+
+def shoot_window(nb: Notebook, index: int, path: Path) -> None:
+    """Keep the whole window of JupyterLab."""
+    tidy(nb, index)
+    save(nb.page.screenshot(), path)
+
+
+def main(folder: Path) -> int:
+    """Write the pictures into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {"desk", "desk-a", "desk-b", "web", "game"}
+    if taken := wanted & set(domain.names(Lab().account)):
+        raise SystemExit(f"There are machines of these names already: {', '.join(sorted(taken))}.\n  Next: rename them")
+    with tempfile.TemporaryDirectory() as temporary, own_lab() as lab:
+        for theme in ("light", "dark"):
+            take(theme, lab, folder, Path(temporary))
+            if theme == "dark":
+                save(lab["desk-a"].screenshot().png, folder / "desktop.png", width=800)
+                game = lab["game"]
+                game.keys("ret")
+                game.keys(*["spc", "left"] * 6, *["spc", "right"] * 9)
+                save(game.screenshot().png, folder / "invaders.png")
+            for machine in lab.machines:
+                machine.delete()
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.exit(main(Path(sys.argv[1])))

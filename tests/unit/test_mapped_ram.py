@@ -1,0 +1,194 @@
+"""The mapped-ram format: read to the byte, and never trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vmlab.engine import mapped_ram
+from vmlab.engine.mapped_ram import PAGE, STREAM_OFFSET
+from vmlab.errors import SnapshotDamaged
+
+MIB = 1 << 20
+DEVICES = b"\x04device state and its description" * 40
+
+
+def write_stream(
+    path: Path, blocks: dict[str, dict[int, bytes]], *, sizes: dict[str, int] | None = None, machine: str = "pc-q35-10.0"
+) -> Path:
+    """Write a stream as QEMU does: ``{block: {page number: content}}``."""
+    sizes = sizes or {}
+    used = {name: sizes.get(name, 16 * PAGE) for name in blocks}
+    with path.open("wb") as file:
+        file.seek(STREAM_OFFSET)
+        file.write(b"QEVM" + struct.pack(">I", 3))
+        file.write(b"\x07" + struct.pack(">I", len(machine)) + machine.encode())
+        name = b"configuration/capabilities"
+        file.write(b"\x05" + bytes([len(name)]) + name + struct.pack(">II", 1, 1) + b"\x0amapped-ram")
+        file.write(b"\x01" + struct.pack(">I", 1) + b"\x03ram" + struct.pack(">II", 0, 4))
+        file.write(struct.pack(">Q", sum(-(-u // PAGE) * PAGE for u in used.values()) | 4))
+        for block, pages in blocks.items():
+            count = -(-used[block] // PAGE)
+            file.write(bytes([len(block)]) + block.encode() + struct.pack(">Q", used[block]))
+            bitmap = file.tell() + 28
+            start = -(-(bitmap + -(-count // 64) * 8) // MIB) * MIB
+            file.write(struct.pack(">IQQQ", 1, PAGE, bitmap, start))
+            bits = np.zeros(-(-count // 64) * 64, bool)
+            bits[list(pages)] = True
+            file.write(np.packbits(bits, bitorder="little").tobytes())
+            for number, content in pages.items():
+                file.seek(start + number * PAGE)
+                file.write(content.ljust(PAGE, b"\0")[: used[block] - number * PAGE])
+            file.truncate(max(os.fstat(file.fileno()).st_size, start + used[block]))
+            file.seek(start + used[block])
+        file.write(mapped_ram._EOS + b"\x7e" + struct.pack(">I", 1))
+        file.write(DEVICES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stream") / "ram"
+    return write_stream(
+        path,
+        {"pc.ram": {0: b"zero", 3: b"three", 9: bytes(PAGE)}, "0000:00:01.0/vga.vram": {1: b"picture"}, "/rom@x": {}},
+        sizes={"/rom@x": 5000},
+    )
+
+
+def test_the_layout_is_read_to_the_byte(stream: Path) -> None:
+    layout = mapped_ram.parse(stream)
+    assert layout.machine_type == "pc-q35-10.0"
+    assert [block.id for block in layout.blocks] == ["pc.ram", "0000:00:01.0/vga.vram", "/rom@x"]
+    assert [block.used for block in layout.blocks] == [16 * PAGE, 16 * PAGE, 5000]
+    assert layout.main.pages_offset % MIB == 0
+    assert mapped_ram.device_bytes(stream, layout) == DEVICES
+    with stream.open("rb") as file:
+        file.seek(layout.main.id_offset)
+        assert file.read(6) == b"pc.ram"
+        assert np.flatnonzero(mapped_ram.read_bitmap(file.fileno(), layout.main)).tolist() == [0, 3, 9]
+
+
+def test_thin_has_all_but_the_main_pages(stream: Path, tmp_path: Path) -> None:
+    thin = tmp_path / "thin"
+    mapped_ram.make_thin(stream, thin)
+    full, layout = mapped_ram.parse(stream), mapped_ram.parse(thin)
+    assert layout.main.id == mapped_ram.MAPPED_RAM
+    assert layout.size == full.size
+    assert mapped_ram.device_bytes(thin, layout) == DEVICES
+    with thin.open("rb") as file:
+        assert not mapped_ram.read_bitmap(file.fileno(), layout.main).any()
+        assert os.pread(file.fileno(), layout.main.used, layout.main.pages_offset) == bytes(layout.main.used)
+        small = layout.small[0]
+        assert mapped_ram.read_bitmap(file.fileno(), small)[1]
+        assert os.pread(file.fileno(), 7, small.pages_offset + PAGE) == b"picture"
+
+
+def test_scrub_removes_pages_that_lost_their_bit(tmp_path: Path) -> None:
+    path = write_stream(tmp_path / "ram", {"pc.ram": {0: b"kept", 5: b"stale"}})
+    layout = mapped_ram.parse(path)
+    with path.open("r+b") as file:
+        mapped_ram.write_bitmap(file.fileno(), layout.main, np.arange(16) == 0)
+    assert mapped_ram.scrub(path, layout) >= 1
+    with path.open("rb") as file:
+        assert os.pread(file.fileno(), PAGE, layout.main.pages_offset + 5 * PAGE) == bytes(PAGE)
+        assert os.pread(file.fileno(), 4, layout.main.pages_offset) == b"kept"
+    assert mapped_ram.scrub(path, layout) == 0 or mapped_ram.parse(path) == layout
+
+
+pages = st.dictionaries(st.integers(0, 15), st.binary(min_size=1, max_size=20), max_size=6)
+
+
+@settings(deadline=None)
+@given(base=pages, delta=pages)
+def test_the_digest_is_of_what_the_guest_sees(tmp_path_factory: pytest.TempPathFactory, base: dict[int, bytes], delta: dict[int, bytes]) -> None:
+    """A base and a delta have the digest of their sum, whichever of the pages are zero or in both."""
+    folder = tmp_path_factory.mktemp("digest")
+
+    def written(name: str, content: dict[int, bytes]) -> tuple[Path, mapped_ram.Layout]:
+        path = write_stream(folder / name, {"pc.ram": content})
+        return path, mapped_ram.parse(path)
+
+    together = written("sum", {**base, **delta})
+    assert mapped_ram.digest([written("base", base), written("delta", delta)]) == mapped_ram.digest([together])
+    other = dict({**base, **delta})
+    other[7] = b"something else " + hashlib.sha256(repr(other).encode()).digest()[:4]
+    assert mapped_ram.digest([written("other", other)]) != mapped_ram.digest([together])
+
+
+def use(path: Path) -> None:
+    """Do all that is done with a snapshot's file."""
+    layout = mapped_ram.parse(path)
+    mapped_ram.device_bytes(path, layout)
+    mapped_ram.digest([(path, layout)])
+    thin = path.with_name("thin")
+    thin.unlink(missing_ok=True)
+    mapped_ram.make_thin(path, thin, layout)
+    mapped_ram.parse(thin)
+
+
+fuzzed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@fuzzed
+@given(cut=st.floats(0, 1))
+def test_a_truncated_file_is_damaged(stream: Path, tmp_path: Path, cut: float) -> None:
+    size = stream.stat().st_size
+    layout = mapped_ram.parse(stream)
+    length = int(cut * (size - 1))
+    path = tmp_path / "cut"
+    path.write_bytes(stream.read_bytes()[:length])
+    if length < layout.devices_offset:
+        with pytest.raises(SnapshotDamaged):
+            use(path)
+    else:
+        # Only the devices are cut: their digest tells.
+        assert mapped_ram.device_bytes(path, mapped_ram.parse(path)) != DEVICES
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_file_with_other_bytes_is_damaged_or_read(stream: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever stands in the headers: a plain error or a layout within the file, soon, and nothing else."""
+    content = bytearray(stream.read_bytes())
+    layout = mapped_ram.parse(stream)
+    starts = [STREAM_OFFSET, *(b.id_offset - 1 for b in layout.blocks), layout.devices_offset - 13]
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.sampled_from(starts)) + data.draw(st.integers(0, 120))
+        new = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7]))
+        content[at : at + len(new)] = new
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    try:
+        use(path)
+    except SnapshotDamaged as error:
+        assert error.message.endswith(".")
+        assert error.hint
+    else:
+        for block in mapped_ram.parse(path).blocks:
+            assert block.pages_offset + block.used <= len(content)
+
+
+@fuzzed
+@given(content=st.binary(max_size=300))
+def test_a_file_of_anything_is_damaged(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "any"
+    path.write_bytes(bytes(STREAM_OFFSET) + b"QEVM\0\0\0\3\7" + content)
+    with pytest.raises(SnapshotDamaged):
+        use(path)
+
+
+def test_what_is_no_file_is_damaged(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(SnapshotDamaged):
+            mapped_ram.parse(path)
+    (tmp_path / "empty").touch()
+    with pytest.raises(SnapshotDamaged):
+        mapped_ram.parse(tmp_path / "empty")

@@ -1,0 +1,100 @@
+"""A lab with its own store and its own libvirt daemon, for tests that damage, fill and kill."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from saboteur import Saboteur, end_daemon, own_lab
+
+from vmlab.errors import VMLabError
+from vmlab.lab import Lab
+from vmlab.machine import Machine
+from vmlab.store.store import Store
+
+
+def hardlink(source: Path, target: Path) -> None:
+    """Copy a folder, or a file, by hard links."""
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+        for child in source.iterdir():
+            hardlink(child, target / child.name)
+    elif not target.exists():
+        target.hardlink_to(source)
+
+
+def copy_image(source: Lab, target: Lab, name: str, how: Callable[[Path, Path], None] = hardlink) -> None:
+    """Give an image and its ready states to another lab."""
+    old, new = source.store, target.store
+    base = source.store.adopt(name)
+    how(old.image_folder(name), new.image_folder(name))
+    how(old.home / "bases" / base, new.home / "bases" / base)
+    for record in source.image(name)._ready_records():
+        for top in record.layers.values():
+            for layer in old.layer_chain(top):
+                for file in (f"{layer.id}.qcow2", f"{layer.id}.json"):
+                    how(old.home / "layers" / file, new.home / "layers" / file)
+        how(old.snapshot_folder(record.id), new.snapshot_folder(record.id))
+    for folder in (new.image_folder(name), new.home / "bases" / base, *(new.home / "snapshots").iterdir()):
+        target.account.own(folder)
+
+
+@pytest.fixture(scope="session")
+def ours(lab: Lab) -> Iterator[Lab]:
+    """A lab with its own store and libvirt daemon, with the small images and their ready states."""
+    for name in ("tiny", "invaders"):
+        if not lab.image(name).ready:
+            lab.image(name).bake()
+    home = lab.account.home / f"bad-{uuid.uuid4().hex[:6]}"
+    own = own_lab(home)
+    for name in ("tiny", "invaders"):
+        copy_image(lab, own, name)
+    yield own
+    for machine in own.machines:
+        with contextlib.suppress(VMLabError):
+            machine.delete()
+    end_daemon(own)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def saboteur(ours: Lab) -> Iterator[Saboteur]:
+    server = Saboteur(ours.home.parent)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def box(ours: Lab) -> Iterator[Machine]:
+    """A running tiny machine with a snapshot ``good``, a mark in RAM and one on disk."""
+    machine = ours.create(f"box-{uuid.uuid4().hex[:6]}", "tiny")
+    mark(machine, "first")
+    machine.snapshot("good")
+    yield machine
+    with contextlib.suppress(VMLabError):
+        machine.delete()
+
+
+def mark(machine: Machine, text: str) -> None:
+    """Leave a mark in the guest's RAM and one on its disk."""
+    machine.succeed(f"echo {text} >/run/mark; echo {text} >/root/mark; sync")
+
+
+def marks(machine: Machine) -> str:
+    return " ".join(machine.succeed("cat /run/mark /root/mark").split())
+
+
+def halves(store: Store) -> list[str]:
+    """Return what is left of snapshots that did not come to be."""
+    return [p.name for p in (store.home / "snapshots").glob(".new-*")]
+
+
+def chain_is_sound(machine: Machine) -> bool:
+    """Whether qemu-img finds nothing wrong with the disks of a machine that is off."""
+    paths = [machine._lab.store.layer_path(layer) for layer in machine._record.layers.values()]
+    return all(subprocess.run(["qemu-img", "check", "-q", str(path)]).returncode == 0 for path in paths)

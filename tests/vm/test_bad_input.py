@@ -1,0 +1,242 @@
+"""Bad input: what cannot be done is refused with one plain sentence and the next step, and changes nothing."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import libvirt
+import pytest
+from bad_lab import mark, marks
+
+from vmlab.errors import (
+    AgentError,
+    AlreadyExists,
+    BadName,
+    NoMemory,
+    NoSpace,
+    NotFound,
+    UsageError,
+    VMLabError,
+    WrongState,
+)
+from vmlab.hypervisor.connection import connect
+from vmlab.lab import Lab
+from vmlab.machine import Machine
+
+ODD = ["", " ", "-x", "a b", "../x", "a/b", "é", "a" * 41, "x\n", "$(reboot)", ".hidden", "x\0y", "x;y", "@store", "*"]
+
+
+def unique(stem: str = "new") -> str:
+    return f"{stem}-{uuid.uuid4().hex[:6]}"
+
+
+def refused(kind: type[VMLabError], call: Callable[[], Any]) -> VMLabError:
+    """Return the error that ``call`` must raise: one sentence that says what, and a hint that says what next."""
+    with pytest.raises(kind) as caught:
+        call()
+    error = caught.value
+    assert type(error) is kind
+    assert error.message.endswith("."), error.message
+    assert "\n" not in error.message
+    assert "Traceback" not in str(error)
+    assert error.hint, error.message
+    return error
+
+
+@pytest.fixture
+def limits(ours: Lab) -> Iterator[Lab]:
+    """The lab, whose limits are afterwards what they were."""
+    before = ours.store.limits
+    yield ours
+    ours.store.save_limits(before)
+
+
+def test_an_unknown_name_tells_the_nearest(ours: Lab, box: Machine) -> None:
+    assert f"'{box.name}'" in str(refused(NotFound, lambda: ours.machine(box.name + "x")).hint)
+    assert "'good'" in str(refused(NotFound, lambda: box.revert("goood")).hint)
+    assert "'good'" in str(refused(NotFound, lambda: box.fork(snapshot="god")).hint)
+    assert "'tiny'" in str(refused(NotFound, lambda: ours.create(unique(), "tinny")).hint)
+    assert "there is: " in str(refused(NotFound, lambda: ours.image("zzz")).hint)
+    assert marks(box) == "first first"
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names(name: str, ours: Lab) -> None:
+    before = ours.store.machine_names()
+    refused(BadName, lambda: ours.create(name, "tiny"))
+    with pytest.raises(BadName):
+        ours.machine(name)
+    with pytest.raises(NotFound):
+        ours.image(name)
+    assert ours.store.machine_names() == before
+
+
+def test_odd_names_for_what_is_there(ours: Lab, box: Machine) -> None:
+    good = box.find("good")
+    for name in ODD:
+        refused(BadName, lambda: box.snapshot(name))
+        refused(BadName, lambda: box.rename(name))
+        refused(BadName, lambda: good.rename(name))
+        refused(BadName, lambda: box.fork(names=[name]))
+    assert [s.name for s in box.snapshots] == ["good"]
+    assert marks(box) == "first first"
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-1", "x.lock", "0", "a" * 40, "snapshot.json"])
+def test_names_that_are_only_unusual(name: str, ours: Lab) -> None:
+    with ours.create(name, "invaders") as machine:
+        snapshot = machine.snapshot("x" * 40)
+        machine.revert("x" * 40)
+        assert machine.here == snapshot
+        assert machine.state == "running"
+
+
+def test_a_name_that_exists(ours: Lab, box: Machine) -> None:
+    good = box.find("good")
+    refused(AlreadyExists, lambda: ours.create(box.name, "tiny"))
+    refused(AlreadyExists, lambda: ours.create(box.name, "tiny", bake=False, start=False))
+    refused(AlreadyExists, lambda: good.fork(box.name))
+    refused(AlreadyExists, lambda: box.snapshot("good"))
+    box.snapshot("other")
+    refused(AlreadyExists, lambda: box.find("other").rename("good"))
+    with ours.create(unique(), "tiny", start=False) as second:
+        refused(AlreadyExists, lambda: second.rename(box.name))
+    assert marks(box) == "first first"
+    assert box.find("good") == good
+
+
+def test_a_name_that_only_libvirt_knows(ours: Lab, box: Machine) -> None:
+    """A machine that somebody made with virsh is not ours to end."""
+    name = unique("foreign")
+    foreign = connect(ours.account).createXML(
+        f"<domain type='qemu'><name>{name}</name><memory unit='MiB'>4</memory><os><type>hvm</type></os></domain>"
+    )
+    try:
+        refused(AlreadyExists, lambda: ours.create(name, "tiny"))
+        refused(AlreadyExists, lambda: ours.create(name, "tiny", bake=False))
+        refused(AlreadyExists, lambda: box.find("good").fork(name))
+        refused(AlreadyExists, lambda: box.rename(name))
+        assert foreign.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+        assert marks(box) == "first first"
+    finally:
+        foreign.destroy()
+    assert name not in ours
+
+
+def test_too_little_ram(limits: Lab, box: Machine) -> None:
+    mark(box, "second")
+    box.snapshot("second")
+    limits.set_limits(reserve_memory=1 << 30)
+    name = unique()
+    for call in (
+        lambda: limits.create(name, "tiny"),
+        lambda: limits.create(name, "tiny", bake=False),
+        lambda: box.fork(name, snapshot="good"),
+    ):
+        error = refused(NoMemory, call)
+        assert "MiB" in error.message
+        assert "available" in error.message
+        assert "--force" in str(error.hint)
+        assert name not in limits
+    # Going back with what runs already needs no more than there is.
+    box.revert("good")
+    assert marks(box) == "first first"
+    box.kill()
+    refused(NoMemory, lambda: box.revert("second"))
+    refused(NoMemory, box.start)
+    box.revert("second", force=True)
+    assert marks(box) == "second second"
+    with limits.create(name, "tiny", force=True) as other:
+        assert other.state == "running"
+
+
+def test_no_more_guests_than_are_allowed(limits: Lab, box: Machine) -> None:
+    running = sum(m.state != "off" for m in limits)
+    limits.set_limits(max_running=running)
+    error = refused(NoMemory, lambda: limits.create(unique(), "tiny"))
+    assert str(running) in error.message
+    refused(NoMemory, lambda: box.fork(count=2, snapshot="good"))
+    with limits.create(unique(), "tiny", force=True) as more:
+        assert more.state == "running"
+    limits.set_limits(max_running=0)
+    assert limits.limits().max_running is None
+    assert marks(box) == "first first"
+
+
+def test_too_little_disk_is_told_before(limits: Lab, box: Machine) -> None:
+    mark(box, "second")
+    before = {p.name for p in (limits.home / "snapshots").iterdir()}
+    limits.set_limits(reserve_disk=1 << 50)
+    for call in (
+        box.snapshot,
+        lambda: box.revert("good"),
+        lambda: box.fork(unique()),
+        lambda: limits.create(unique(), "tiny", bake=False),
+        lambda: box.find("good").verify(),
+    ):
+        error = refused(NoSpace, call)
+        assert "1.0 PiB" in error.message or "TiB" in error.message
+        assert "free" in error.message
+    assert {p.name for p in (limits.home / "snapshots").iterdir()} == before
+    assert marks(box) == "second second"
+
+
+def test_what_makes_no_sense_now(ours: Lab, box: Machine) -> None:
+    refused(NotFound, box.undo)
+    box.pause()
+    refused(WrongState, lambda: box.execute("true"))
+    box.resume()
+    good = box.find("good")
+    with ours.create(unique(), "tiny", start=False) as off:
+        refused(WrongState, off.pause)
+        refused(WrongState, off.resume)
+        refused(WrongState, lambda: off.execute("true"))
+        refused(WrongState, off.screenshot)
+        refused(WrongState, lambda: off.type("x"))
+        refused(NotFound, lambda: off.revert(good))
+    with ours.create(unique(), "invaders") as invaders:
+        refused(AgentError, lambda: invaders.execute("true"))
+        assert invaders.screenshot() is not None
+    with ours.create(unique(), "tiny", bake=False, start=False) as empty:
+        refused(NotFound, empty.revert)
+        refused(WrongState, empty.snapshot("off").verify)
+    copy = box.find("good")
+    good.forget()
+    with pytest.raises(NotFound):
+        copy.forget()
+    assert marks(box) == "first first"
+
+
+def test_a_machine_that_is_gone(ours: Lab) -> None:
+    machine = ours.create(unique(), "invaders")
+    snapshot = machine.snapshot()
+    machine.delete()
+    for call in (machine.delete, machine.start, lambda: machine.state, machine.snapshot, machine.revert):
+        refused(NotFound, call)
+    with pytest.raises(VMLabError):
+        snapshot.fork(unique())
+    assert repr(machine).endswith("gone>")
+
+
+def test_hardware_that_makes_no_sense(ours: Lab) -> None:
+    for options in (
+        {"memory": 0},
+        {"memory": -5},
+        {"vcpus": 0},
+        {"vcpus": 1000},
+        {"accelerator": "warp"},
+        {"firmware": "coreboot"},
+        {"boot": ("floppy",)},
+        {"sound": "loud"},
+        {"disk": 1},
+        {"disks": (-1,)},
+        {"network": "tin cans"},
+        {"video": "colour"},
+    ):
+        name = unique()
+        with pytest.raises(VMLabError) as caught:
+            ours.create(name, "tiny", bake=False, start=False, **options)  # type: ignore[arg-type]
+        assert isinstance(caught.value, UsageError), (options, caught.value)
+        assert name not in ours
