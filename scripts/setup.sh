@@ -19,6 +19,9 @@ PACKAGES=(
     "ovmf "                          # UEFI guests
     "pkg-config " "gcc " "libc6-dev " "python3-dev " "python3-venv "
     "tini "                          # ended guests are reaped at once
+    "mmdebstrap 1.5"                 # makes the guests' systems from Debian packages ...
+    "uidmap "                        # ... without root
+    "debian-archive-keyring "
     "e2fsprogs 1.47.1"               # makes the guests' disks from tar files, without root ...
     "libarchive13 |libarchive13t64"  # ... with this
     "xz-utils " "zstd "
@@ -251,9 +254,22 @@ ensure_account() {
                 --comment "vmlab's guests" "$SERVICE_ACCOUNT" || die "the account '$SERVICE_ACCOUNT' could not be made."
         fi
         allow_kvm "$SERVICE_ACCOUNT"
+        allow_subids "$SERVICE_ACCOUNT"
     else
         allow_kvm "$(id -un)"
+        allow_subids "$(id -un)"
     fi
+}
+
+# User numbers of its own for an account, in which it can build a guest's system without being root.
+allow_subids() {
+    local first=200000
+    if grep -q "^$1:" /etc/subuid 2>/dev/null && grep -q "^$1:" /etc/subgid 2>/dev/null; then
+        return
+    fi
+    # Behind all ranges that are taken.
+    first=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F: -v n="$first" '$2 + $3 > n { n = $2 + $3 } END { print n }')
+    as_root usermod --add-subuids "$first-$((first + 65535))" --add-subgids "$first-$((first + 65535))" "$1"
 }
 
 # Hardware acceleration, where the CPU has it and only the group is lacking.

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import FloatRect
 
 from vmlab.errors import VMLabError
 from vmlab.hypervisor import domain
@@ -31,24 +32,29 @@ from jupyter_page import Notebook, browser_page, server, write_notebook  # noqa:
 #: The most bytes of a picture: they are part of every clone.
 LIMIT = 300_000
 #: Size of the page, and device pixels for each of its pixels: readable also where GitHub shows it smaller.
-WIDTH, HEIGHT, SCALE = 1000, 1040, 1.5
+WIDTH, HEIGHT, SCALE = 1000, 1210, 1.5
 
-CELLS = {
+#: The notebooks: one for the picture of a window, one for the picture of a tree and a table.
+DESK = {
     "load": "%load_ext vmlab\nfrom vmlab import Lab\n\nlab = Lab()",
     "create": "%vm create desk desktop",
     "work": (
-        'desk = lab["desk"]\ndesk.pointer.click(300, 400)\n'
-        'desk.type("echo \'page 1\' > thesis.txt; ls\\n")\ndesk.pointer.move(610, 330)\n'
+        'desk = lab["desk"]\ndesk.type("echo \'page 1\' > thesis.txt; ls\\n")\ndesk.pointer.move(610, 330)\n'
         "desk.wait_for_screen(settle=1, tolerance=0.01)"
     ),
     "snapshot": '%vm snapshot desk tidy -d "all windows in place"',
-    "wreck": "%%vm desk\nrm -rf /home/user/* /usr/share/fonts\npkill xclock; pkill xeyes",
-    "keep": 'desk.wait_for_screen(settle=1, tolerance=0.01)\n%vm snapshot desk wrecked -d "no clock, no eyes, no thesis"',
+}
+TREE = {
+    "load": DESK["load"],
+    "wreck": '%%vm desk\nrm -rf /home/user/* /usr/share/fonts\npkill xclock; pkill xeyes',
+    "keep": 'desk = lab["desk"]\ndesk.wait_for_screen(settle=1, tolerance=0.01)\n'
+    'desk.snapshot("wrecked", "no clock, no eyes, no thesis")',
     "back": "%vm revert desk tidy",
     "other": (
         'desk.pointer.drag((300, 42), (420, 300))\ndesk.wait_for_screen(settle=1, tolerance=0.02)\n'
-        'desk.snapshot("moved", "the window elsewhere");'
+        'desk.snapshot("moved", "the terminal elsewhere")'
     ),
+    "again": "%vm revert desk tidy",
     "fork": "%vm fork desk desk-a desk-b --snapshot tidy",
     "more": "%vm create web --forward 8080:80\n%vm create game invaders",
     "rest": "import time; time.sleep(8)",
@@ -93,6 +99,7 @@ def link_tree(lab: Lab, source: Path, target: Path) -> None:
 
 def save(png: bytes, path: Path, *, width: int | None = None) -> None:
     """Write a picture with at most 256 colours, as many as fit into the limit."""
+    Path("/tmp/x/h7/raw-"+path.name).write_bytes(png)
     image = Image.open(io.BytesIO(png)).convert("RGB")
     if width is not None and image.width > width:
         image = image.resize((width, image.height * width // image.width), Image.Resampling.LANCZOS)
@@ -109,28 +116,13 @@ def save(png: bytes, path: Path, *, width: int | None = None) -> None:
     print(f"{path.name}: {image.width}x{image.height}, {colours} colours, {out.tell() // 1000} kB", flush=True)
 
 
-def region(nb: Notebook, first: str, last: str) -> bytes:
-    """Return a picture of the cells from ``first`` to ``last``."""
-    names = list(CELLS)
-    top, bottom = (nb.cell(names.index(n)).bounding_box() for n in (first, last))
-    assert top is not None and bottom is not None
-    margin = 6
-    box = {
-        "x": top["x"],
-        "y": top["y"] - margin,
-        "width": top["width"],
-        "height": bottom["y"] + bottom["height"] - top["y"] + 2 * margin,
-    }
-    return nb.page.screenshot(clip=box)
-
-
 def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
-    """Run the notebook in that theme, and keep what it looks like."""
+    """Run the notebooks in that theme, and keep what they look like."""
     notebooks, own = work / theme / "notebooks", work / theme / "own"
     notebooks.mkdir(parents=True)
     own.mkdir()
-    write_notebook(notebooks / "desk.ipynb", *CELLS.values())
-    names = list(CELLS)
+    write_notebook(notebooks / "desk.ipynb", *DESK.values())
+    write_notebook(notebooks / "tree.ipynb", *TREE.values())
     environment = {"VMLAB_HOME": str(lab.home)}
     with (
         server(notebooks, own, theme=theme, environment=environment) as jupyter,
@@ -138,32 +130,38 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
     ):
         nb = Notebook(page, jupyter.url("desk.ipynb"))
         page.keyboard.press("Control+b")  # the file browser away
-        for index, name in enumerate(names):
+        for index in range(len(DESK)):
             nb.run(index)
-            if name == "snapshot":
-                shoot_window(nb, index, folder / f"notebook-{theme}.png")
-        # High enough for the last cells in one piece.
-        page.set_viewport_size({"width": WIDTH, "height": 1500})
-        tidy(nb, len(names) - 1)
-        save(region(nb, "tree", "list"), folder / f"tree-{theme}.png")
+        settle(nb, first=list(DESK).index("create"))
+        save(page.screenshot(), folder / f"notebook-{theme}.png")
+
+        nb = Notebook(page, jupyter.url("tree.ipynb"))
+        for index in range(len(TREE)):
+            nb.run(index)
+        first = list(TREE).index("tree")
+        settle(nb, first)
+        save(page.screenshot(clip=around(nb, first, len(TREE) - 1)), folder / f"tree-{theme}.png")
 
 
-def tidy(nb: Notebook, index: int) -> None:
-    """Show a cell with all before it as far as they fit; the pointer away, no cell selected, no cursor in one."""
-    nb.page.keyboard.press("Escape")
-    nb.cell(index).scroll_into_view_if_needed()
-    nb.page.mouse.move(WIDTH - 3, 300)
-    nb.page.add_style_tag(
-        content=".jp-Notebook .jp-Cell.jp-mod-active .jp-Collapser,.jp-cell-toolbar,.jp-Toolbar-micro"
-        "{visibility:hidden!important}.jp-Notebook .jp-Cell{border-color:transparent!important;box-shadow:none!important}"
+def settle(nb: Notebook, first: int) -> None:
+    """Bring a cell to the top; the pointer away, and no cell marked as selected."""
+    page = nb.page
+    page.keyboard.press("Escape")
+    page.mouse.move(WIDTH - 3, HEIGHT - 3)
+    page.add_style_tag(
+        content=".jp-Collapser,.jp-cell-toolbar,.jp-cell-menu{visibility:hidden!important}"
+        ".jp-Notebook .jp-Cell{border-color:transparent!important;box-shadow:none!important}"
     )
-    nb.page.wait_for_timeout(600)
+    nb.cell(first).evaluate("cell => cell.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(800)
 
 
-def shoot_window(nb: Notebook, index: int, path: Path) -> None:
-    """Keep the whole window of JupyterLab."""
-    tidy(nb, index)
-    save(nb.page.screenshot(), path)
+def around(nb: Notebook, first: int, last: int) -> FloatRect:
+    """Return the area of the cells from ``first`` to ``last``."""
+    top, bottom = (nb.cell(n).bounding_box() for n in (first, last))
+    assert top is not None and bottom is not None
+    height = bottom["y"] + bottom["height"] - top["y"]
+    return {"x": top["x"], "y": top["y"], "width": top["width"], "height": height}
 
 
 def main(folder: Path) -> int:

@@ -235,16 +235,16 @@ def resume(
 def starter(store: Store) -> Path:
     """Return the program that starts QEMU with the mapped RAM as its first object, making it if need be.
 
-    libvirt puts its own RAM first and any arguments of ours last. But while a live snapshot is written, QEMU's emulation
-    of CPUs notices further writes to pages only in the first RAM of all (``cpu_physical_memory_sync_dirty_bitmap`` resets
-    the CPUs' caches with an offset in the block instead of in all RAM; QEMU 8.2 to 10.0 at least): a snapshot of a busy
-    fork would miss some.
+    libvirt puts its own RAM first and any arguments of ours last. But while a live snapshot is written, QEMU's CPU
+    emulation notices further writes to pages only in the first RAM of all: a snapshot of a busy fork would miss some.
+    (``cpu_physical_memory_sync_dirty_bitmap`` passes an offset in the block where ``tlb_reset_dirty_range_all`` wants one
+    in all RAM; QEMU 10.0.)
     """
     qemu = find_program("qemu-system-x86_64")
     if qemu is None:
         raise HypervisorError("QEMU is not installed.", hint="`vmlab doctor` shows what is missing")
     # libvirt remembers what a QEMU can do by its path and age: another QEMU needs another starter.
-    state = os.stat(qemu)
+    state = Path(qemu).stat()
     path = store.home / "bin" / f"qemu-{state.st_mtime_ns:x}-{state.st_size:x}"
     if not path.exists():
         store.account.make_dir(path.parent)

@@ -158,8 +158,9 @@ def _add_devices(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
         _add(disk, "source", file=str(wiring.base / file))
         _add(disk, "target", dev=f"sd{'xyzuvw'[index]}", bus="sata")
         _add(disk, "readonly")
-    # A USB controller costs CPU time even when nothing is plugged in; only a USB tablet needs it.
-    usb_tablet = spec.tablet and spec.disk_bus != "virtio"
+    # A USB controller costs CPU time even when nothing is plugged in; only a USB tablet needs it. Systems that are not
+    # ours get that one: each of them knows it, and few have virtio's.
+    usb_tablet = spec.tablet and spec.firmware is not None
     _add(devices, "controller", type="usb", **({"model": "qemu-xhci"} if usb_tablet else {"model": "none"}))
     if spec.network == "user":
         nic = _add(devices, "interface", type="user")
@@ -179,13 +180,15 @@ def _add_devices(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
     _add(graphics, "listen", type="socket")
     if spec.sound != "none":
         sound = _add(devices, "sound", model=_SOUND_MODEL)
+        # Only a loudspeaker: a microphone would want an audio backend that records.
+        _add(sound, "codec", type="output")
         _add(sound, "audio", id="1")
     _add_audio(devices, wiring.sound_file)
     video = _add(devices, "video")
     model = _add(video, "model", type=spec.video)
     if spec.video == "vga" and spec.memory < 16:
-        # QEMU's emulation of CPUs ends with an assertion (tlb_reset_dirty_range_all) when a block of memory that it saves
-        # is larger than the machine's RAM; video memory has 16 MiB if nothing is said.
+        # QEMU's CPU emulation ends with an assertion (tlb_reset_dirty_range_all) when it saves a block of memory that is
+        # larger than the machine's RAM; video memory has 16 MiB if nothing is said.
         model.set("vram", str(1024 << (spec.memory.bit_length() - 1)))
     # Pages that a balloon gives back would be read again from the snapshot's file: not with mapped RAM.
     _add(devices, "memballoon", model="none")
