@@ -27,7 +27,7 @@ PACKAGES=(
     "xz-utils " "zstd "
     "ca-certificates "
 )
-PACKAGES_TEST=("shellcheck ")
+PACKAGES_TEST=("shellcheck " "chromium ")   # chromium: tests/browser and scripts/pictures
 
 MIN_DISK_MB=6000        # packages, environment, the built-in guests and some room for snapshots
 MIN_RAM_MB=1500

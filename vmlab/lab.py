@@ -430,6 +430,7 @@ class Lab:
         source = self.store.snapshot(snapshot.id)
         record = _new_record(name, source.image, source.spec, forwards)
         record.root = record.here = source.id
+        record.address = source.address
         record.resume = source.id if source.ram is not None else None
         machine = Machine(self, name)
         domain = machine._domain()
@@ -483,9 +484,10 @@ class Lab:
         end = time.monotonic() + 5
         while time.monotonic() < end:
             found = identity.addresses(machine._domain())
-            if found and load.FIRST_ADDRESS not in found:
+            if found and machine._record.address not in found:
                 with machine._open("forward its ports") as (now, domain):
-                    load.forward(now, domain, found[0], before=load.FIRST_ADDRESS)
+                    now.address = found[0]
+                    load.forward(now, domain, again=True)
                     self.store.save_machine(now)
                 return
             time.sleep(0.2)

@@ -154,7 +154,7 @@ class Snapshot:
     def forget(self) -> None:
         """Take it out of the tree, wherever it is; what nothing else is built on is deleted."""
         store = self._lab.store
-        if store.label(self.id).forgotten:
+        if store.label(self.id).forgotten or not self.folder.exists():
             raise NotFound(f"The snapshot '{self.name}' is forgotten already.")
         collect.forget(store, self.id)
         self._lab.collect()

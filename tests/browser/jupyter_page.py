@@ -32,7 +32,10 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 def chromium() -> str | None:
     """Return the path of the browser; None if there is none."""
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ def _settings(own: Path, plugin: str, values: dict[str, object]) -> None:
 
 
 @contextlib.contextmanager
-def server(folder: Path, own: Path, *, theme: str = "light", environment: dict[str, str] | None = None) -> Iterator[Server]:
+def server(
+    folder: Path, own: Path, *, theme: str = "light", environment: dict[str, str] | None = None
+) -> Iterator[Server]:
     """Run JupyterLab over ``folder`` while the block runs; what it writes for itself goes below ``own``."""
     _settings(own, "apputils-extension/themes", {"theme": THEMES[theme]})
     # All cells are in the page at once: the browser is no place to test JupyterLab's scrolling.
@@ -85,7 +90,13 @@ def server(folder: Path, own: Path, *, theme: str = "light", environment: dict[s
     with log.open("wb") as output:
         # Its own group, so that a Ctrl-C for us is not one for it as well: we end it in order.
         process = subprocess.Popen(
-            argv, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            argv,
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         started = time.monotonic()
@@ -175,15 +186,25 @@ class Notebook:
         """Return the output area of a cell."""
         return self.cell(index).locator(".jp-Cell-outputArea")
 
+    def prompt(self, index: int) -> Locator:
+        """Return what stands before a cell: ``[ ]:``, ``[*]:`` while it runs, ``[3]:`` when it has ended."""
+        return self.cell(index).locator(".jp-InputPrompt")
+
     def start(self, index: int) -> None:
-        """Run a cell, and do not wait."""
-        self.cell(index).locator(".cm-content").click(position={"x": 2, "y": 2})
-        self.page.keyboard.press("Control+Enter")
+        """Run a cell, and do not wait for its end."""
+        before = self.prompt(index).inner_text()
+        for _ in range(5):
+            # While JupyterLab still arranges its panels, a click or a key can go astray.
+            self.cell(index).locator(".cm-content").click(position={"x": 2, "y": 2})
+            self.page.keyboard.press("Control+Enter")
+            with contextlib.suppress(AssertionError):
+                expect(self.prompt(index)).not_to_have_text(before, timeout=3000)
+                return
+        raise AssertionError(f"cell {index} does not start")
 
     def wait(self, index: int, timeout: int = CELL) -> Locator:
         """Wait until a cell has ended, and return its output area."""
-        prompt = self.cell(index).locator(".jp-InputPrompt")
-        expect(prompt).to_have_text(re.compile(r"\[\d+\]:"), timeout=timeout)
+        expect(self.prompt(index)).to_have_text(re.compile(r"\[\d+\]:"), timeout=timeout)
         return self.output(index)
 
     def run(self, index: int, timeout: int = CELL) -> Locator:

@@ -28,7 +28,10 @@ with locked(Path(sys.argv[1]), sys.argv[2]):
 def hold(path: Path, doing: str = "snapshot") -> subprocess.Popen[str]:
     """Start a process that holds a lock until its standard input is closed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path), doing], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(path), doing],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -126,7 +129,9 @@ def test_a_broken_lock_file_does_not_matter(tmp_path: Path) -> None:
 def test_a_program_that_is_started_meanwhile_does_not_inherit_it(tmp_path: Path) -> None:
     path = tmp_path / "web.lock"
     with locked(path, "start"):
-        sleeper = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+        sleeper = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+        )
     with locked(path, "start", timeout=0):
         pass
     sleeper.communicate()

@@ -21,7 +21,11 @@ DEVICES = b"\x04device state and its description" * 40
 
 
 def write_stream(
-    path: Path, blocks: dict[str, dict[int, bytes]], *, sizes: dict[str, int] | None = None, machine: str = "pc-q35-10.0"
+    path: Path,
+    blocks: dict[str, dict[int, bytes]],
+    *,
+    sizes: dict[str, int] | None = None,
+    machine: str = "pc-q35-10.0",
 ) -> Path:
     """Write a stream as QEMU does: ``{block: {page number: content}}``."""
     sizes = sizes or {}
@@ -58,7 +62,11 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stream") / "ram"
     return write_stream(
         path,
-        {"pc.ram": {0: b"zero", 3: b"three", 9: bytes(PAGE)}, "0000:00:01.0/vga.vram": {1: b"picture"}, "/rom@x": {}},
+        {
+            "pc.ram": {0: b"zero", 3: b"three", 9: bytes(PAGE)},
+            "0000:00:01.0/vga.vram": {1: b"picture"},
+            "/rom@x": {},
+        },
         sizes={"/rom@x": 5000},
     )
 
@@ -108,7 +116,9 @@ pages = st.dictionaries(st.integers(0, 15), st.binary(min_size=1, max_size=20), 
 
 @settings(deadline=None)
 @given(base=pages, delta=pages)
-def test_the_digest_is_of_what_the_guest_sees(tmp_path_factory: pytest.TempPathFactory, base: dict[int, bytes], delta: dict[int, bytes]) -> None:
+def test_the_digest_is_of_what_the_guest_sees(
+    tmp_path_factory: pytest.TempPathFactory, base: dict[int, bytes], delta: dict[int, bytes]
+) -> None:
     """A base and a delta have the digest of their sum, whichever of the pages are zero or in both."""
     folder = tmp_path_factory.mktemp("digest")
 
@@ -117,8 +127,10 @@ def test_the_digest_is_of_what_the_guest_sees(tmp_path_factory: pytest.TempPathF
         return path, mapped_ram.parse(path)
 
     together = written("sum", {**base, **delta})
-    assert mapped_ram.digest([written("base", base), written("delta", delta)]) == mapped_ram.digest([together])
-    other = dict({**base, **delta})
+    assert mapped_ram.digest([written("base", base), written("delta", delta)]) == mapped_ram.digest(
+        [together]
+    )
+    other = {**base, **delta}
     other[7] = b"something else " + hashlib.sha256(repr(other).encode()).digest()[:4]
     assert mapped_ram.digest([written("other", other)]) != mapped_ram.digest([together])
 
@@ -134,7 +146,15 @@ def use(path: Path) -> None:
     mapped_ram.parse(thin)
 
 
-fuzzed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def is_plain(error: SnapshotDamaged) -> None:
+    """One sentence, and the next step."""
+    assert error.message.endswith(".")
+    assert error.hint
+
+
+fuzzed = settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @fuzzed
@@ -155,22 +175,24 @@ def test_a_truncated_file_is_damaged(stream: Path, tmp_path: Path, cut: float) -
 
 @fuzzed
 @given(data=st.data())
-def test_a_file_with_other_bytes_is_damaged_or_read(stream: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_a_file_with_other_bytes_is_damaged_or_read(
+    stream: Path, tmp_path: Path, data: st.DataObject
+) -> None:
     """Whatever stands in the headers: a plain error or a layout within the file, soon, and nothing else."""
     content = bytearray(stream.read_bytes())
     layout = mapped_ram.parse(stream)
     starts = [STREAM_OFFSET, *(b.id_offset - 1 for b in layout.blocks), layout.devices_offset - 13]
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.sampled_from(starts)) + data.draw(st.integers(0, 120))
-        new = data.draw(st.binary(min_size=1, max_size=8) | st.sampled_from([b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7]))
+        extreme = st.sampled_from([b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7])
+        new = data.draw(st.binary(min_size=1, max_size=8) | extreme)
         content[at : at + len(new)] = new
     path = tmp_path / "other"
     path.write_bytes(content)
     try:
         use(path)
     except SnapshotDamaged as error:
-        assert error.message.endswith(".")
-        assert error.hint
+        is_plain(error)
     else:
         for block in mapped_ram.parse(path).blocks:
             assert block.pages_offset + block.used <= len(content)

@@ -30,8 +30,12 @@ from vmlab.store.records import (
 SPEC = MachineSpec(memory=96, disks=("vda", "vdb"), kernel="vmlinuz", boot=("disk",))
 RAM = RamRecord(size=1 << 20, file_size=1 << 21, pages_offset=4096, base=None, digest="d", devices_digest="e")
 EXAMPLES: list[Any] = [
-    MachineRecord("web", "u", "g", "m", "tiny", SPEC, layers={"vda": "l"}, forwards=((8080, 80),), pending={"doing": "x"}),
-    SnapshotRecord("s", "snapshot", "u", "web", "tiny", "2026", SPEC, {"vda": "l"}, RAM, "m", "g", pause_ms=3.5),
+    MachineRecord(
+        "web", "u", "g", "m", "tiny", SPEC, layers={"vda": "l"}, forwards=((8080, 80),), pending={"a": "b"}
+    ),
+    SnapshotRecord(
+        "s", "snapshot", "u", "web", "tiny", "2026", SPEC, {"vda": "l"}, RAM, "m", "g", pause_ms=3.5
+    ),
     SnapshotRecord("s", "snapshot", "u", "web", "tiny", "2026", SPEC, {}, None, "m", "g", pause_ms=3),
     Label("clean", "p", "text", forgotten=True),
     LayerRecord("l", None, "tiny-1/disk.qcow2", 1 << 30),
@@ -42,6 +46,16 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
+
+
+def is_plain(error: VMLabError) -> None:
+    assert error.message.endswith(".")
+
+
+def names_a_better_one(error: BadName) -> None:
+    assert error.hint is not None
+    better = error.hint.rsplit("'", 2)[1]
+    assert check_name("machine", better) == better
 
 
 @pytest.mark.parametrize("record", EXAMPLES, ids=lambda r: type(r).__name__)
@@ -68,17 +82,19 @@ def test_a_record_of_anything_is_refused_or_used(record: Any, data: st.DataObjec
     try:
         type(record).from_json(good)
     except VMLabError as error:
-        assert error.message.endswith(".")
+        is_plain(error)
 
 
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_a_file_of_anything_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_a_file_of_anything_is_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     path = tmp_path_factory.mktemp("any") / "r.json"
     path.write_bytes(content)
     try:
         assert isinstance(read_json(path), dict)
     except VMLabError as error:
-        assert error.message.endswith(".")
+        is_plain(error)
 
 
 def test_a_record_of_a_newer_format_is_refused(tmp_path: Path) -> None:
@@ -121,9 +137,7 @@ def test_a_name_is_good_for_files_or_refused_with_a_better_one(name: str) -> Non
     try:
         check_name("machine", name)
     except BadName as error:
-        assert error.hint is not None
-        better = error.hint.rsplit("'", 2)[1]
-        assert check_name("machine", better) == better
+        names_a_better_one(error)
     else:
         assert len(name.encode()) <= 40
         assert not set(name) & set("/\0 \n@*'\"")

@@ -89,9 +89,9 @@ def marks(machine: Machine) -> str:
     return " ".join(machine.succeed("cat /run/mark /root/mark").split())
 
 
-def halves(store: Store) -> list[str]:
-    """Return what is left of snapshots that did not come to be."""
-    return [p.name for p in (store.home / "snapshots").glob(".new-*")]
+def halves(store: Store) -> set[str]:
+    """Return what is left of snapshots that did not come to be; not what is just being deleted."""
+    return {p.name for p in (store.home / "snapshots").glob(".new-*") if not p.name.startswith(".new-gone-")}
 
 
 def chain_is_sound(machine: Machine) -> bool:

@@ -46,7 +46,8 @@ class OwnAccount(accounts.Account):
 def own_account(home: Path) -> OwnAccount:
     usual = accounts.account()
     run = home / "run"
-    own = OwnAccount(**{**asdict(usual), "home": home, "runtime_dir": run, "socket": run / "libvirt" / usual.socket.name})
+    others = {"home": home, "runtime_dir": run, "socket": run / "libvirt" / usual.socket.name}
+    own = OwnAccount(**{**asdict(usual), **others})
     own.make_dir(home)
     return own
 
@@ -172,7 +173,13 @@ def serve() -> None:
             try:
                 operate(json.loads(line))
             except BaseException as error:
-                report = {"died": False, "at": "", "steps": [], "error": repr(error), "kind": type(error).__name__}
+                report = {
+                    "died": False,
+                    "at": "",
+                    "steps": [],
+                    "error": repr(error),
+                    "kind": type(error).__name__,
+                }
                 print(json.dumps(report), flush=True)
             finally:
                 sys.stdout.flush()
@@ -192,9 +199,28 @@ class Saboteur:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, verb: str, machine: str = "", argument: str | None = None, *, step: int | None = None, **more: Any) -> dict[str, Any]:
-        """Do ``verb``, dying before step number ``step``; tells ``died`` and ``at``, or the ``steps`` that there are."""
-        order = {"home": str(self.home), "verb": verb, "machine": machine, "argument": argument, "step": step, **more}
+    def run(
+        self,
+        verb: str,
+        machine: str = "",
+        argument: str | None = None,
+        *,
+        step: int | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Do ``verb``, with the ``victim`` killed before step number ``step``: this process, ``qemu`` or ``libvirtd``.
+
+        ``interrupt`` is Ctrl-C instead. Tells ``died`` and ``at``, or the ``steps`` that there are, ``error`` and its
+        ``kind``.
+        """
+        order = {
+            "home": str(self.home),
+            "verb": verb,
+            "machine": machine,
+            "argument": argument,
+            "step": step,
+            **more,
+        }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")

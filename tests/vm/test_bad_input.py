@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +26,23 @@ from vmlab.hypervisor.connection import connect
 from vmlab.lab import Lab
 from vmlab.machine import Machine
 
-ODD = ["", " ", "-x", "a b", "../x", "a/b", "é", "a" * 41, "x\n", "$(reboot)", ".hidden", "x\0y", "x;y", "@store", "*"]
+ODD = [
+    "",
+    " ",
+    "-x",
+    "a b",
+    "../x",
+    "a/b",
+    "é",
+    "a" * 41,
+    "x\n",
+    "$(reboot)",
+    ".hidden",
+    "x\0y",
+    "x;y",
+    "@store",
+    "*",
+]
 
 
 def unique(stem: str = "new") -> str:
@@ -75,11 +92,14 @@ def test_odd_names(name: str, ours: Lab) -> None:
 
 def test_odd_names_for_what_is_there(ours: Lab, box: Machine) -> None:
     good = box.find("good")
-    for name in ODD:
-        refused(BadName, lambda: box.snapshot(name))
-        refused(BadName, lambda: box.rename(name))
-        refused(BadName, lambda: good.rename(name))
-        refused(BadName, lambda: box.fork(names=[name]))
+    for call in (
+        box.snapshot,
+        box.rename,
+        good.rename,
+        lambda name: box.fork(names=[name]),
+    ):
+        for name in ODD:
+            refused(BadName, functools.partial(call, name))
     assert [s.name for s in box.snapshots] == ["good"]
     assert marks(box) == "first first"
 

@@ -151,7 +151,9 @@ def test_windows_and_pointer_are_where_they_were(desktop: Machine) -> None:
 
 def test_a_running_desktop_is_exact_too(desktop: Machine) -> None:
     """Nobody holds it still: the clock's hand moves, the terminal scrolls, while the snapshot is taken."""
-    desktop.succeed("DISPLAY=:0 setsid xterm -T Busy -e sh -c 'while :; do date +%N; done' > /dev/null 2>&1 &")
+    desktop.succeed(
+        "DISPLAY=:0 setsid xterm -T Busy -e sh -c 'while :; do date +%N; done' > /dev/null 2>&1 &"
+    )
     desktop.wait_until_succeeds("DISPLAY=:0 xdotool search --onlyvisible --name '^Busy$'")
     assert_exact(desktop.snapshot())
 
@@ -248,7 +250,9 @@ def different_pages(machine: Machine, folder: Path) -> dict[str, int]:
                 file.seek(block.pages_offset)
                 # Read straight from the process: nobody's bookkeeping of changed pages is in between.
                 has, saved = (np.frombuffer(f.read(block.used), np.uint8) for f in (memory, file))
-                differs = (has != saved)[: block.used // mapped_ram.PAGE * mapped_ram.PAGE].reshape(-1, mapped_ram.PAGE)
+                differs = (has != saved)[: block.used // mapped_ram.PAGE * mapped_ram.PAGE].reshape(
+                    -1, mapped_ram.PAGE
+                )
                 found[block.id] = int(differs.any(axis=1).sum())
         return found
     finally:

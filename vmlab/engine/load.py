@@ -14,7 +14,7 @@ from vmlab.errors import HypervisorError, ImageMissing, SnapshotDamaged, Snapsho
 from vmlab.hypervisor import domain_xml
 from vmlab.hypervisor.account import find_program
 from vmlab.hypervisor.domain import Domain, has_machine, versions
-from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord
+from vmlab.store.records import FIRST_ADDRESS, MachineRecord, MachineSpec, SnapshotRecord
 from vmlab.store.store import Store
 
 LOAD_TIMEOUT = 60.0
@@ -176,6 +176,7 @@ def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
         _check_chain(store, layer, machine.name)
     machine.starts += 1
     domain.create(domain_xml.build(spec, wiring(store, machine)), paused=False)
+    machine.address = FIRST_ADDRESS
     machine.mapped = machine.resume = None
     forward(machine, domain)
 
@@ -237,8 +238,8 @@ def starter(store: Store) -> Path:
 
     libvirt puts its own RAM first and any arguments of ours last. But while a live snapshot is written, QEMU's CPU
     emulation notices further writes to pages only in the first RAM of all: a snapshot of a busy fork would miss some.
-    (``cpu_physical_memory_sync_dirty_bitmap`` passes an offset in the block where ``tlb_reset_dirty_range_all`` wants one
-    in all RAM; QEMU 10.0.)
+    (``cpu_physical_memory_sync_dirty_bitmap`` passes an offset in the block where ``tlb_reset_dirty_range_all`` wants
+    one in all RAM; QEMU 10.0.)
     """
     qemu = find_program("qemu-system-x86_64")
     if qemu is None:
@@ -285,30 +286,22 @@ def _wait_loaded(domain: Domain) -> None:
         pause = min(pause * 1.5, 0.05)
 
 
-#: The address that QEMU's user-mode network gives to its first guest.
-FIRST_ADDRESS = "10.0.2.15"
-
-
-def forward(
-    machine: MachineRecord, domain: Domain, address: str = FIRST_ADDRESS, before: str | None = None
-) -> None:
+def forward(machine: MachineRecord, domain: Domain, *, again: bool = False) -> None:
     """Forward the machine's ports on loopback; a host port that is taken gives way to a free one.
 
     Parameters
     ----------
-    address
-        The guest's own, in its user-mode network.
-    before
-        The address that the ports are forwarded to now: the guest has got another one.
+    again
+        They are forwarded already, but the guest's address has changed.
     """
     if machine.spec.network != "user" or not machine.forwards:
         return
     done = []
     for host, guest in machine.forwards:
-        if before is not None:
+        if again:
             domain.hmp(f"hostfwd_remove hostnet0 tcp:127.0.0.1:{host}")
         for port in (host, free_port()):
-            answer = domain.hmp(f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-{address}:{guest}").strip()
+            answer = domain.hmp(f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-{machine.address}:{guest}").strip()
             if not answer:
                 done.append((port, guest))
                 break

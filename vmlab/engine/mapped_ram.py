@@ -113,7 +113,10 @@ class Layout:
         for block in self.blocks:
             if block.id in (LIBVIRT_RAM, MAPPED_RAM):
                 return block
-        raise SnapshotDamaged("The stream of the snapshot holds no main memory.")
+        raise SnapshotDamaged(
+            "A snapshot file is damaged: it holds no main memory.",
+            hint="go back to another snapshot (`%vm tree` shows them)",
+        )
 
     @property
     def small(self) -> tuple[Block, ...]:
@@ -158,7 +161,7 @@ def parse(path: Path, offset: int = STREAM_OFFSET) -> Layout:
     try:
         size = path.stat().st_size
         file = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise damaged(path, "is missing") from None
     with file:
         file.seek(offset)

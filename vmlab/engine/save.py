@@ -28,6 +28,8 @@ START_TRIES = 40
 #: What QEMU calls a migration that has not ended, and the seconds that it is given to end when it is cancelled.
 _UNDER_WAY = ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug")
 CANCEL_SECONDS = 10.0
+#: Seconds for which a guest that stands still is tried to be let go on.
+INSIST_SECONDS = 15.0
 
 
 def boot_id() -> str:
@@ -127,7 +129,7 @@ def live(
     upper: dict[str, str] = {}
     with store.new_snapshot(identity) as folder, domain.events() as events:
         if keep_running:
-            upper = store.add_layers(machine.layers)
+            upper = store.add_layers(machine.layers, live=True)
             # Whoever finds this after a crash continues on the upper layers: empty, or written to, they are right.
             machine.pending = {"doing": "snapshot", "layers": upper, "state": state}
             store.save_machine(machine)
@@ -284,7 +286,8 @@ def ended(domain: Domain, error: BaseException) -> HypervisorError | None:
     if not isinstance(error, HypervisorError | WrongState):
         return None
     with contextlib.suppress(VMLabError):
-        if not domain.is_active():
+        # Our own look at the process: libvirt hears of its end some moments later.
+        if domain.pid is None or not domain.is_active():
             return HypervisorError(
                 f"{domain.name} ended while this was done: its QEMU process is gone. Its snapshots are as they were.",
                 hint=f"boot it from its disk with `%vm start {domain.name}`, or go back with `%vm revert {domain.name}`",
@@ -352,7 +355,7 @@ def go_on(domain: Domain, state: str, events: Events | None = None, pause: _Paus
     with contextlib.suppress(VMLabError):
         if state == "running":
             # QEMU's own command instead of libvirt's: it is some milliseconds faster, and libvirt follows the event.
-            domain.qmp("cont")
+            _insist(domain, "cont")
             while events is not None and (event := events.next(1.0)) is not None:
                 if event.name == "RESUME":
                     if pause is not None:
@@ -363,6 +366,19 @@ def go_on(domain: Domain, state: str, events: Events | None = None, pause: _Paus
             domain.qmp("cont")
             domain.qmp("stop")
         _set_capabilities(domain, on=False)
+
+
+def _insist(domain: Domain, command: str) -> None:
+    """Run a monitor command that must get through: a libvirtd that is being restarted is waited for."""
+    end = time.monotonic() + INSIST_SECONDS
+    while True:
+        try:
+            domain.qmp(command)
+            return
+        except VMLabError:
+            if domain.pid is None or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _take_screen(domain: Domain, folder: Path) -> str | None:
@@ -431,6 +447,7 @@ def _record(
         mac=machine.mac,
         genid=machine.genid,
         forwards=machine.forwards,
+        address=machine.address,
         nvram=(store.machine_folder(machine.name) / "nvram.fd").exists(),
         qemu=versions(store.account)["qemu"],
         host_cpu=host_cpu() if machine.spec.cpu == "host-passthrough" else "",

@@ -8,10 +8,10 @@ import os
 import queue
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import libvirt
 import libvirt_qemu
@@ -32,6 +32,8 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
 }
 
+
+T = TypeVar("T")
 
 #: The most seconds to wait for libvirt to connect to a guest's agent.
 CONNECT_SECONDS = 4
@@ -131,7 +133,7 @@ class Domain:
     def define(self, xml: str) -> None:
         """Make it known to libvirt, or change what libvirt knows, so that it is listed when it does not run."""
         with translated(f"define {self.name}", xml=xml):
-            connect(self.account).defineXML(xml)
+            _asked(self.account, lambda connection: connection.defineXML(xml))
 
     def undefine(self) -> None:
         """Make libvirt forget it; no harm if it is not known."""
@@ -261,9 +263,11 @@ class Domain:
     def events(self) -> Iterator[Events]:
         """Collect the events of its monitor while the block runs."""
         found = Events()
-        connection = connect(self.account)
         with translated(f"watch {self.name}"):
-            handle = libvirt_qemu.qemuMonitorEventRegister(connection, self._find(), None, found._add, None)
+            # The connection that found it: the one before may have gone with libvirtd.
+            domain = self._find()
+            connection = domain.connect()
+            handle = libvirt_qemu.qemuMonitorEventRegister(connection, domain, None, found._add, None)
         try:
             yield found
         finally:
@@ -354,10 +358,10 @@ class Domain:
 
     def open_serial(self) -> SerialStream:
         """Open its serial line for reading and writing; only one may have it at a time."""
-        connection = connect(self.account)
         with translated(f"open the serial line of {self.name}"):
-            stream = connection.newStream(libvirt.VIR_STREAM_NONBLOCK)
-            self._find().openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
+            domain = self._find()
+            stream = domain.connect().newStream(libvirt.VIR_STREAM_NONBLOCK)
+            domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
         return SerialStream(stream)
 
     def send_keycodes(self, codes: list[int], hold_ms: int = 0) -> None:
@@ -395,10 +399,22 @@ class SerialStream:
             self._stream.finish()
 
 
+def _asked(account: Account, ask: Callable[[libvirt.virConnect], T]) -> T:
+    """Ask libvirt something, and once more over a new connection if libvirtd has been restarted meanwhile."""
+    try:
+        return ask(connect(account))
+    except libvirt.libvirtError as error:
+        if not lost(error):
+            raise
+    return ask(connect(account))
+
+
 def names(account: Account) -> dict[str, str]:
     """Return ``{name: state}`` of all domains of the account's session, ours and others'."""
     with translated("list the machines"):
-        return {d.name(): _STATES.get(d.state()[0], "off") for d in connect(account).listAllDomains()}
+        return _asked(
+            account, lambda c: {d.name(): _STATES.get(d.state()[0], "off") for d in c.listAllDomains()}
+        )
 
 
 def versions(account: Account) -> dict[str, str]:
@@ -408,8 +424,7 @@ def versions(account: Account) -> dict[str, str]:
         return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
     with translated("tell its version"):
-        connection = connect(account)
-        return {"qemu": text(connection.getVersion()), "libvirt": text(connection.getLibVersion())}
+        return _asked(account, lambda c: {"qemu": text(c.getVersion()), "libvirt": text(c.getLibVersion())})
 
 
 def _qemu_words(message: str) -> str:
@@ -422,7 +437,7 @@ def machine_type(account: Account, accelerator: str) -> str:
     """Return the versioned name of QEMU's newest q35 machine: ``pc-q35-10.0``."""
     kind = "kvm" if accelerator == "kvm" else "qemu"
     with translated("tell its machine types"):
-        text = connect(account).getDomainCapabilities(None, "x86_64", "q35", kind)
+        text = _asked(account, lambda c: c.getDomainCapabilities(None, "x86_64", "q35", kind))
     found = ET.fromstring(text).findtext("machine")
     if not found:
         raise HypervisorError("libvirt does not say which q35 machine QEMU has.")
@@ -437,12 +452,9 @@ def has_machine(account: Account, machine_type: str, accelerator: str) -> bool:
     key = (account.uri, machine_type, accelerator)
     if key not in _machines:
         kind = "kvm" if accelerator == "kvm" else "qemu"
-        for attempt in range(2):
-            try:
-                connect(account).getDomainCapabilities(None, "x86_64", machine_type, kind)
-                _machines.add(key)
-                break
-            except libvirt.libvirtError as error:
-                if attempt or not lost(error):
-                    return False
+        try:
+            _asked(account, lambda c: c.getDomainCapabilities(None, "x86_64", machine_type, kind))
+        except libvirt.libvirtError:
+            return False
+        _machines.add(key)
     return True

@@ -187,8 +187,8 @@ def _add_devices(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
     video = _add(devices, "video")
     model = _add(video, "model", type=spec.video)
     if spec.video == "vga" and spec.memory < 16:
-        # QEMU's CPU emulation ends with an assertion (tlb_reset_dirty_range_all) when it saves a block of memory that is
-        # larger than the machine's RAM; video memory has 16 MiB if nothing is said.
+        # QEMU's CPU emulation ends with an assertion (tlb_reset_dirty_range_all) when it saves a block of memory that
+        # is larger than the machine's RAM; video memory has 16 MiB if nothing is said.
         model.set("vram", str(1024 << (spec.memory.bit_length() - 1)))
     # Pages that a balloon gives back would be read again from the snapshot's file: not with mapped RAM.
     _add(devices, "memballoon", model="none")

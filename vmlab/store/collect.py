@@ -54,9 +54,11 @@ def forget(store: Store, snapshot: str) -> None:
     """
     label = store.label(snapshot)
     for other in store.snapshot_ids():
-        found = store.label(other)
-        if found.parent == snapshot:
-            store.save_label(other, replace(found, parent=label.parent))
+        # Another one may go, with its machine, at this moment.
+        with contextlib.suppress(FileNotFoundError, NotFound):
+            found = store.label(other)
+            if found.parent == snapshot:
+                store.save_label(other, replace(found, parent=label.parent))
     for name in store.machine_names():
         with contextlib.suppress(NotFound):
             if snapshot not in _standing_on(store.machine(name)):
@@ -152,19 +154,31 @@ def _referenced(
         bases.add(snapshots[identity].spec.base)
     # The same holds for new layers.
     tops.update(file.stem for file in (store.home / "layers").glob("[!.]*.json") if _age(file) < _YOUNG)
+    layers, broken = _chains(store, tops, bases)
+    return keep, layers, bases, unreadable + broken
+
+
+def _chains(store: Store, tops: set[str], bases: set[str]) -> tuple[set[str], int]:
+    """Return all layers that these stand on, adding the bases, and how many of them are not known to their end."""
     layers: set[str] = set()
-    for top in tops:
+    unreadable, left = 0, list(tops)
+    while left:
+        top = left.pop()
         try:
             for layer in store.layer_chain(top):
+                if layer.id in layers:
+                    break
                 layers.add(layer.id)
                 if layer.base:
                     bases.add(layer.base.partition("/")[0])
+                if layer.flat:
+                    left.append(layer.flat)
         except FileNotFoundError:
             # Either it has gone meanwhile, or what lies below it is not known any more.
             unreadable += store.layer_path(top).exists()
         except VMLabError:
             unreadable += 1
-    return keep, layers, bases, unreadable
+    return layers, unreadable
 
 
 def _forgotten(store: Store, snapshot: str) -> bool:

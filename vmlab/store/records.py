@@ -20,6 +20,8 @@ from typing import Any, Self
 from vmlab.errors import BadName, VMLabError
 
 FORMAT = 1
+#: The address that QEMU's user-mode network gives to its first guest.
+FIRST_ADDRESS = "10.0.2.15"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 
@@ -207,6 +209,8 @@ class MachineRecord(_Record):
         The abandoned present of the last revert.
     forwards
         ``(host port, guest port)`` pairs on loopback.
+    address
+        The guest's own in its user-mode network, which the ports are forwarded to.
     pending
         What was being done when a process died: looked at, and put right, by whoever comes next.
     throwaway
@@ -228,8 +232,8 @@ class MachineRecord(_Record):
     mapped: str | None = None
     undo: str | None = None
     forwards: tuple[tuple[int, int], ...] = ()
+    address: str = FIRST_ADDRESS
     starts: int = 0
-    identity: str | None = None
     pending: dict[str, Any] | None = None
     throwaway: bool = False
 
@@ -274,7 +278,7 @@ class SnapshotRecord(_Record):
         The frozen disk layer of each target.
     ram
         The RAM, or None for an offline snapshot.
-    mac, genid, forwards
+    mac, genid, forwards, address
         The identity that the guest had.
     qemu, host_cpu
         What wrote it: QEMU's version, and the host's CPU model where the guest uses it.
@@ -301,6 +305,7 @@ class SnapshotRecord(_Record):
     mac: str
     genid: str
     forwards: tuple[tuple[int, int], ...] = ()
+    address: str = FIRST_ADDRESS
     nvram: bool = False
     qemu: str = ""
     host_cpu: str = ""
@@ -334,12 +339,15 @@ class LayerRecord(_Record):
         ``folder/file`` under ``bases/`` when it stands on a disk of an image, else None.
     size
         What the guest sees, in bytes.
+    flat
+        Another layer with the same content that stands on fewer, or None as long as none was needed.
     """
 
     id: str
     backing: str | None
     base: str | None
     size: int
+    flat: str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ from vmlab.store.records import (
 FOLDERS = ("images", "bases", "layers", "snapshots", "machines", "locks", "cache")
 
 
+#: On how many layers a disk may stand before a new layer is made over a flat copy, and before a guest that runs is
+#: moved to one. libvirt (11.3) can neither start nor, after its own restart, find again a guest with more than 25:
+#: QEMU's answer to query-block is then nested deeper than its JSON parser goes.
+FLATTEN_AT = 12
+SHORTEN_AT = 22
 #: Bytes that are set aside for the day on which the disk is full.
 SPARE = 256 << 10
 
@@ -236,7 +242,15 @@ class Store:
         return sorted(found)
 
     def save_label(self, snapshot: str, label: Label) -> None:
-        """Write what may change about a snapshot."""
+        """Write what may change about a snapshot.
+
+        Raises
+        ------
+        NotFound
+            The snapshot is gone.
+        """
+        if not self.snapshot_folder(snapshot).is_dir():
+            raise NotFound(f"The snapshot '{label.name}' is gone.", hint="`%vm tree` shows those that are there")
         self._write(self.snapshot_folder(snapshot) / "label.json", label.to_json())
 
     def snapshots_of(self, machine: str, kinds: tuple[str, ...] = ("snapshot",)) -> list[SnapshotRecord]:
@@ -324,16 +338,66 @@ class Store:
             raise
         return record
 
-    def add_layers(self, below: dict[str, str]) -> dict[str, str]:
-        """Make a new layer over each of ``below``: ``{target: layer}`` in, the new ones out."""
+    def add_layers(self, below: dict[str, str], *, live: bool = False) -> dict[str, str]:
+        """Make a new layer over each of ``below``: ``{target: layer}`` in, the new ones out.
+
+        Parameters
+        ----------
+        live
+            For a guest that runs on them: they must stand on exactly these. Otherwise, where these stand on many
+            others, the new ones stand on flat copies instead.
+        """
         made: dict[str, str] = {}
         try:
             for target, layer in below.items():
-                made[target] = self.add_layer(backing=layer).id
+                made[target] = self.add_layer(backing=layer if live else self.shallow(layer)).id
         except BaseException:
             self.drop_layers(made)
             raise
         return made
+
+    def depth(self, layers: dict[str, str]) -> int:
+        """Return on how many layers the deepest of these disks stands, itself included."""
+        return max((sum(1 for _ in self.layer_chain(layer)) for layer in layers.values()), default=0)
+
+    def shallow(self, layer: str) -> str:
+        """Return a frozen layer, or one with the same content where it stands on too many others.
+
+        The copy holds what changed since the image, or, where the layer below has a flat copy already, only what this
+        one holds. It is made once.
+        """
+        if self.depth({"": layer}) < FLATTEN_AT:
+            return layer
+        record = self.layer(layer)
+        if record.flat is not None and self.layer_path(record.flat).exists():
+            return record.flat
+        chain = list(self.layer_chain(layer))
+        below = self.layer(record.backing).flat if record.backing else None
+        above = [layer] if below else [part.id for part in chain]
+        self.need_space(sum(allocated(self.layer_path(part)) for part in above), "for a flat copy of a disk")
+        made = LayerRecord(new_id(), below, None if below else chain[-1].base, record.size)
+        path = self.layer_path(made.id)
+        try:
+            shutil.copyfile(self.layer_path(layer), path)
+            if below:
+                backing = ["-u", "-F", "qcow2", "-b", f"{below}.qcow2"]
+            else:
+                backing = self._backing_of(chain[-1])
+            run_qemu_img(["qemu-img", "rebase", "-f", "qcow2", *backing, str(path)])
+            self.account.own(path)
+            write_json(self.home / "layers" / f"{made.id}.json", made.to_json())
+            write_json(self.home / "layers" / f"{layer}.json", replace(record, flat=made.id).to_json())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return made.id
+
+    def _backing_of(self, lowest: LayerRecord) -> list[str]:
+        """Return qemu-img's words for what the lowest layer of a chain stands on."""
+        if lowest.base is None:
+            return ["-b", ""]
+        folder, _, file = lowest.base.partition("/")
+        return ["-F", self.base(folder).get("formats", {}).get(file, "qcow2"), "-b", f"../bases/{lowest.base}"]
 
     def drop_layers(self, layers: dict[str, str]) -> None:
         """Delete layers that nothing refers to yet."""
