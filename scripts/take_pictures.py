@@ -32,7 +32,7 @@ from jupyter_page import Notebook, browser_page, server, write_notebook  # noqa:
 #: The most bytes of a picture: they are part of every clone.
 LIMIT = 300_000
 #: Size of the page, and device pixels for each of its pixels: readable also where GitHub shows it smaller.
-WIDTH, HEIGHT, SCALE = 1000, 1210, 1.5
+WIDTH, HEIGHT, SCALE = 1060, 1230, 1.2
 
 #: The notebooks: one for the picture of a window, one for the picture of a tree and a table.
 DESK = {
@@ -101,16 +101,33 @@ def link_tree(lab: Lab, source: Path, target: Path) -> None:
                 (place / name).hardlink_to(Path(folder, name))
 
 
+def palette(image: Image.Image) -> Image.Image:
+    """Return 256 colours for a picture: most by how often they occur, the rest such that rare ones are among them.
+
+    A green dot beside a large wallpaper stays green, and white stays white.
+    """
+    colours: list[int] = []
+    for count, method in ((176, Image.Quantize.MEDIANCUT), (80, Image.Quantize.MAXCOVERAGE)):
+        found = image.quantize(count, method=method).getpalette() or []
+        colours += found[: 3 * count]
+    holder = Image.new("P", (1, 1))
+    holder.putpalette(colours)
+    return holder
+
+
 def save(png: bytes, path: Path, *, width: int | None = None) -> None:
-    """Write a picture with at most 256 colours."""
+    """Write a picture, with fewer colours only if it would be too large."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     if width is not None and image.width > width:
         image = image.resize((width, image.height * width // image.width), Image.Resampling.LANCZOS)
-    few = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    # Dithered, the sky has no bands; but that takes up to twice the bytes.
-    for small in (image.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG), few):
+    few = palette(image)
+    for picture in (
+        image,
+        image.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG),
+        image.quantize(palette=few, dither=Image.Dither.NONE),
+    ):
         out = io.BytesIO()
-        small.save(out, "PNG", optimize=True)
+        picture.save(out, "PNG", optimize=True)
         if out.tell() < LIMIT:
             path.write_bytes(out.getvalue())
             print(f"{path.name}: {image.width}x{image.height}, {out.tell() / 1000:.0f} kB", flush=True)
@@ -133,9 +150,15 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
         nb = open_wide(page, jupyter.url("desk.ipynb"))
         for index in range(len(DESK)):
             nb.run(index)
+        # The window ends where the last cell does; 50 for what is below the notebook.
+        settle(nb, first=list(DESK).index("create"))
+        last = nb.cell(len(DESK) - 1).bounding_box()
+        assert last is not None
+        page.set_viewport_size({"width": WIDTH, "height": int(last["y"] + last["height"]) + 50})
         settle(nb, first=list(DESK).index("create"))
         save(page.screenshot(), folder / f"notebook-{theme}.png")
 
+        page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         nb = open_wide(page, jupyter.url("tree.ipynb"))
         for index in range(len(TREE)):
             nb.run(index)
@@ -168,7 +191,8 @@ def settle(nb: Notebook, first: int) -> None:
 def around(nb: Notebook, first: int, last: int) -> FloatRect:
     """Return the area of the cells from ``first`` to ``last``."""
     top, bottom = (nb.cell(n).bounding_box() for n in (first, last))
-    assert top is not None and bottom is not None
+    assert top is not None
+    assert bottom is not None
     height = bottom["y"] + bottom["height"] - top["y"]
     return {"x": top["x"], "y": top["y"], "width": top["width"], "height": height}
 

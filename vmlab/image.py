@@ -28,9 +28,13 @@ def quiet(_text: str, _fraction: float | None = None) -> None:
     """Report progress to nobody."""
 
 
+#: Raised when machines of the same specification get other devices, so that ready states are made anew.
+HARDWARE = 2
+
+
 def ready_key(spec: MachineSpec, sizes: list[int]) -> str:
     """Return what a ready state must have been made with to serve a new machine: the same hardware."""
-    text = json.dumps([spec.to_json(), sizes], sort_keys=True)
+    text = json.dumps([HARDWARE, spec.to_json(), sizes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

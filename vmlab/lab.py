@@ -31,8 +31,12 @@ from vmlab.store.store import Store, size_text
 #: Bytes that QEMU itself takes beside the guest's RAM, and the part of mapped RAM that a fork is expected to change.
 OVERHEAD = 80 << 20
 CHANGED_PART = 0.25
+#: Bytes of disk without which a machine that continues a state is not even begun.
+FORK_SPACE = 16 << 20
 #: The CPU that software emulation shows: the x86-64-v2 level, which current distributions require.
 EMULATED_CPU = "qemu64,+cx16,+lahf_lm,+popcnt,+sse4.1,+sse4.2,+ssse3"
+#: Video cards that both libvirt and QEMU's build for virtual machines know.
+VIDEO = ("vga", "virtio", "qxl", "cirrus", "bochs", "ramfb", "vmvga", "none")
 PREFIXES = {"virtio": "vd", "sata": "sd", "scsi": "sd", "usb": "sd", "ide": "hd"}
 
 
@@ -255,7 +259,15 @@ class Lab:
             hint=f"choose another name, or delete it with `%vm delete {name}`",
         )
 
-    def _need_free(self, name: str) -> None:
+    def need_names(self, names: Sequence[str]) -> None:
+        """Refuse names for new machines that cannot be, are taken, or are given twice."""
+        if len(set(names)) != len(names):
+            raise UsageError("A name is given twice.", hint="each machine needs a name of its own")
+        for name in names:
+            check_name("machine", name)
+            self.need_free(name)
+
+    def need_free(self, name: str) -> None:
         """Refuse a name that a machine has, ours or one that only libvirt knows: of another store, or of virsh."""
         from vmlab.errors import AlreadyExists
 
@@ -292,12 +304,21 @@ class Lab:
                     hint="leave the size out, or ask for more",
                 )
             sizes[0] = int(wanted)
-        sizes += [int(size) for size in options.get("disks") or ()]
+        extra = [int(size) for size in options.get("disks") or ()]
+        if any(size < 1 << 20 for size in extra):
+            raise UsageError("A disk needs at least 1 MiB.", hint="sizes are in bytes: 10 << 30 is 10 GiB")
+        sizes += extra
         letters = "abcdefghijklmnopqrstuvw"
         sound = pick("sound", data.get("sound", False))
         sound = {True: "silent", False: "none"}.get(sound, sound)
         if sound not in ("none", "silent", "wav"):
             raise UsageError(f"'{sound}' is no kind of sound.", hint="use none, silent or wav")
+        network = pick("network", "user" if data.get("network", True) else "none")
+        if network not in ("user", "none"):
+            raise UsageError(f"'{network}' is no network.", hint="use user or none")
+        video = pick("video", data.get("video", "vga"))
+        if video not in VIDEO:
+            raise UsageError(f"'{video}' is no video card.", hint="use " + ", ".join(VIDEO))
         args = " ".join(part for part in (boot.get("cmdline", ""), options.get("kernel_args") or "") if part)
         memory, vcpus = int(pick("memory", data["memory"])), int(pick("vcpus", data["vcpus"]))
         if memory < 1 or not 1 <= vcpus <= 64:
@@ -323,9 +344,9 @@ class Lab:
             disks=tuple(f"{PREFIXES.get(bus, 'sd')}{letters[i]}" for i in range(len(sizes))),
             cdroms=tuple(data.get("cdroms", ())),
             disk_bus=bus,
-            network=str(pick("network", "user" if data.get("network", True) else "none")),
+            network=str(network),
             nic=str(data.get("nic", "virtio")),
-            video=str(pick("video", data.get("video", "vga"))),
+            video=str(video),
             sound=str(sound),
             tablet=bool(data.get("tablet", False)),
             agent=bool(data.get("agent", False)),
@@ -350,7 +371,7 @@ class Lab:
         machine = Machine(self, name)
         domain = machine._domain()
         with self.store.lock(name, "create"):
-            self._need_free(name)
+            self.need_free(name)
             try:
                 files = list(self.store.base(spec.base)["disks"])
                 for index, target in enumerate(spec.disks):
@@ -393,15 +414,11 @@ class Lab:
         MachineErrors
             Some could not be made; the others run.
         """
-        if len(set(names)) != len(names):
-            raise UsageError("A name is given twice.")
-        for name in names:
-            check_name("machine", name)
-            if name in self:
-                self._taken(name)
+        self.need_names(names)
         record = self.store.snapshot(snapshot.id)
         load.check(self.store, record)
         self.need_memory(record.spec, mapped=record.ram is not None, count=len(names), force=force)
+        self.store.need_space(len(names) * FORK_SPACE, f"for {len(names)} more machine{'s' * (len(names) > 1)}")
 
         def one(name: str) -> Machine | VMLabError:
             try:
@@ -434,8 +451,9 @@ class Lab:
         record.resume = source.id if source.ram is not None else None
         machine = Machine(self, name)
         domain = machine._domain()
+        self.store.need_space(FORK_SPACE, "for one more machine")
         with self.store.lock(name, "fork"):
-            self._need_free(name)
+            self.need_free(name)
             try:
                 record.layers = self.store.add_layers(source.layers)
                 # Should we die from here on, it is a whole machine, and a start continues it.

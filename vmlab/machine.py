@@ -16,6 +16,7 @@ from vmlab.errors import (
     AlreadyExists,
     NoSpace,
     NotFound,
+    UsageError,
     VMLabError,
     WaitTimeout,
     WrongState,
@@ -219,7 +220,7 @@ class Machine(GuestAccess):
                     raise
                 raise NoSpace(
                     f"The disk became full while {self._name} was worked on ({doing}); nothing is lost.",
-                    hint="make room (forget snapshots, delete machines: `%vm list` shows what they take), then try again",
+                    hint="forget snapshots or delete machines (`%vm list` shows what they take), then try again",
                     system=error,
                 ) from error
 
@@ -333,6 +334,7 @@ class Machine(GuestAccess):
 
     def pause(self) -> Machine:
         """Stop its CPUs; it keeps its memory and goes on with :meth:`resume`."""
+        self._settle_identity()
         with self._open("pause") as (_, domain):
             if domain.state() == "off":
                 raise WrongState(f"{self._name} is not running.", hint=f"start it with `%vm start {self._name}`")
@@ -375,6 +377,7 @@ class Machine(GuestAccess):
         if name in store.machine_names():
             raise AlreadyExists(f"There is a machine named '{name}' already.", hint="choose another name")
         with self._open("rename") as (record, domain), store.lock(name, "rename"):
+            self._lab.need_free(name)
             kept, state = None, domain.state()
             if state in ("running", "paused"):
                 before = replace(record)
@@ -412,6 +415,8 @@ class Machine(GuestAccess):
         ------
         AlreadyExists, BadName, NoSpace, WrongState
         """
+        # Taken in the middle of it, every fork would go on to give itself this machine's name.
+        self._settle_identity()
         with self._open("snapshot") as (record, domain):
             name = self._free_name(record, name)
             state = self._state(record)
@@ -732,12 +737,16 @@ class Machine(GuestAccess):
         Machine or list of Machine
             A list if ``count`` or ``names`` is given.
         """
+        if count is not None and count < 1:
+            raise UsageError("At least one fork can be made.")
+        wanted = names or ([name] if name is not None else self._lab.free_names(self._name, count or 1))
+        # Before a snapshot is taken for forks that cannot be.
+        self._lab.need_names(wanted)
         if snapshot is None:
             origin = self._present_snapshot()
         else:
             with self._open("fork") as (record, _):
                 origin = Snapshot(self._lab, self._target(record, snapshot))
-        wanted = names or ([name] if name else self._lab.free_names(self._name, count or 1))
         forks = self._lab.fork(origin, wanted, clock=clock, force=force)
         return forks if names is not None or count is not None else forks[0]
 

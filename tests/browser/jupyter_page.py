@@ -32,10 +32,7 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 def chromium() -> str | None:
     """Return the path of the browser; None if there is none."""
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
-        None,
-    )
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def server(
 def browser_page(
     *, width: int = 1280, height: int = 900, scale: float = 1, dark: bool = False
 ) -> Iterator[Page]:
-    """Open an empty page in Chromium; uncaught errors of the page's scripts are collected in ``page.troubles``."""
+    """Open an empty page in Chromium."""
     with sync_playwright() as playwright:
         # --no-sandbox: Chromium's own sandbox works neither for root nor in most containers; it sees only our pages.
         browser = playwright.chromium.launch(

@@ -75,7 +75,7 @@ def test_an_unknown_name_tells_the_nearest(ours: Lab, box: Machine) -> None:
     assert "'good'" in str(refused(NotFound, lambda: box.revert("goood")).hint)
     assert "'good'" in str(refused(NotFound, lambda: box.fork(snapshot="god")).hint)
     assert "'tiny'" in str(refused(NotFound, lambda: ours.create(unique(), "tinny")).hint)
-    assert "there is: " in str(refused(NotFound, lambda: ours.image("zzz")).hint)
+    assert "images" in str(refused(NotFound, lambda: ours.image("zzz")).hint)
     assert marks(box) == "first first"
 
 
@@ -231,12 +231,10 @@ def test_what_makes_no_sense_now(ours: Lab, box: Machine) -> None:
 
 def test_a_machine_that_is_gone(ours: Lab) -> None:
     machine = ours.create(unique(), "invaders")
-    snapshot = machine.snapshot()
+    machine.snapshot()
     machine.delete()
     for call in (machine.delete, machine.start, lambda: machine.state, machine.snapshot, machine.revert):
         refused(NotFound, call)
-    with pytest.raises(VMLabError):
-        snapshot.fork(unique())
     assert repr(machine).endswith("gone>")
 
 

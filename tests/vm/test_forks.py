@@ -14,6 +14,9 @@ from vmlab.machine import Machine
 
 
 def test_a_fork_goes_its_own_way(tiny: Machine, lab: Lab, names: Callable[..., str]) -> None:
+    # The kernel makes its boot ID when somebody first asks for it: before they part, here.
+    look = "cat /run/nonce /proc/sys/kernel/random/boot_id"
+    unique = tiny.succeed(look)
     tiny.succeed("echo common > /root/file; echo common > /dev/shm/file")
     snapshot = tiny.snapshot("start")
     tiny.succeed("echo original > /root/file; echo original > /dev/shm/file")
@@ -25,8 +28,7 @@ def test_a_fork_goes_its_own_way(tiny: Machine, lab: Lab, names: Callable[..., s
     assert tiny.succeed("cat /root/file /dev/shm/file").split() == ["original"] * 2
 
     # The same program goes on in both.
-    look = "cat /run/nonce /proc/sys/kernel/random/boot_id"
-    assert fork.succeed(look) == tiny.succeed(look)
+    assert fork.succeed(look) == tiny.succeed(look) == unique
 
     # A fork has snapshots of its own, and lives on without the one it came from.
     own = fork.snapshot("own")
@@ -59,6 +61,9 @@ def test_who_a_fork_is(desktop: Machine, lab: Lab, names: Callable[..., str]) ->
 
     # And what cannot, is the same in all: whoever needs it otherwise has to change it in the guest.
     assert len({m.succeed("cat /proc/sys/kernel/random/boot_id") for m in everyone}) == 1
+    told = forks[0].identity
+    assert told is not None
+    assert any("boot ID" in what for what in told["same"])
 
 
 def random_bytes(machine: Machine) -> str:

@@ -8,6 +8,7 @@ mapped-ram file with bits set for the changed pages only, which loads over the s
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -108,7 +109,11 @@ def write(domain: Domain, thin: Path, folder: Path, need_space: Callable[[int, s
     finally:
         devices.unlink(missing_ok=True)
     target = folder / "ram"
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory, thin.open("rb") as base, target.open("xb") as file:
+    try:
+        memory = open(f"/proc/{pid}/mem", "rb", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise NotPossible(str(error)) from error
+    with memory, thin.open("rb") as base, target.open("xb") as file:
         src, dst = memory.fileno(), file.fileno()
         os.ftruncate(dst, layout.devices_offset)
         _copy_headers(base.fileno(), dst, layout)
@@ -118,6 +123,8 @@ def write(domain: Domain, thin: Path, folder: Path, need_space: Callable[[int, s
                 _copy_pages(src, dst, where[block.id][0], block, pages)
             except OSError as error:
                 target.unlink()
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
                 raise NotPossible(str(error)) from error
         os.pwrite(dst, state, layout.devices_offset)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmlab.engine import mapped_ram
 from vmlab.engine.save import boot_id, host_cpu
-from vmlab.errors import HypervisorError, ImageMissing, SnapshotDamaged, SnapshotIncompatible
+from vmlab.errors import HypervisorError, ImageMissing, SnapshotDamaged, SnapshotIncompatible, VMLabError
 from vmlab.hypervisor import domain_xml
 from vmlab.hypervisor.account import find_program
 from vmlab.hypervisor.domain import Domain, has_machine, versions
@@ -227,9 +227,16 @@ def resume(
         if not paused:
             domain.resume()
         machine.mapped, machine.resume = record.id, None
-    except BaseException:
+    except BaseException as error:
+        gone = isinstance(error, VMLabError) and domain.pid is None
         with contextlib.suppress(HypervisorError):
             domain.destroy()
+        if gone:
+            raise HypervisorError(
+                f"QEMU ended while it took up the saved state of {domain.name}.",
+                hint="is there room on the disk, and RAM (`%vm limits`)? Otherwise go back to another snapshot",
+                libvirt=error,
+            ) from error
         raise
 
 

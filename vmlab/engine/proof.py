@@ -89,7 +89,10 @@ def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
         It cannot be continued at all.
     """
     if record.ram is None:
-        raise WrongState(f"The snapshot '{name}' is offline: it holds no RAM, so nothing resumes from it.")
+        raise WrongState(
+            f"The snapshot '{name}' is offline: it holds no RAM, so nothing resumes from it.",
+            hint="a snapshot of a running machine can be verified",
+        )
     load.check(store, record)
     differences: list[str] = []
     folder = store.snapshot_folder(record.id)

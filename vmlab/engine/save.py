@@ -290,7 +290,7 @@ def ended(domain: Domain, error: BaseException) -> HypervisorError | None:
         if domain.pid is None or not domain.is_active():
             return HypervisorError(
                 f"{domain.name} ended while this was done: its QEMU process is gone. Its snapshots are as they were.",
-                hint=f"boot it from its disk with `%vm start {domain.name}`, or go back with `%vm revert {domain.name}`",
+                hint=f"boot it with `%vm start {domain.name}`, or go back with `%vm revert {domain.name}`",
             )
     return None
 

@@ -16,6 +16,8 @@ import fcntl
 import functools
 import os
 import pwd
+import re
+import resource
 import shutil
 import socket
 import stat
@@ -284,7 +286,28 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _allow_no_core_dumps(who: Account) -> None:
+    """Tell libvirt not to ask for core dumps of guests where this session may not have any.
+
+    It asks for unlimited ones by default, and where the hard limit is lower (a shell under sudo, many containers), no
+    guest starts. A configuration that is there already is not touched.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if hard == resource.RLIM_INFINITY or os.geteuid() == 0:
+        return
+    config = _xdg("XDG_CONFIG_HOME", who.home / ".config") / "libvirt" / "qemu.conf"
+    if not config.exists():
+        who.make_dir(config.parent, 0o700)
+        config.write_text("# Written by vmlab: core dumps are not allowed here, and libvirt asks for them by default.\nmax_core = 0\n")
+    elif not re.search(r"^\s*max_core\s*=", config.read_text(), re.MULTILINE):
+        raise HostError(
+            "libvirt asks for core dumps of guests, which this session may not have (ulimit -Hc), so none would start.",
+            hint=f"add the line 'max_core = 0' to {config}",
+        )
+
+
 def _start(who: Account, program: str) -> None:
+    _allow_no_core_dumps(who)
     argv = [program, "--timeout", str(IDLE_EXIT)]
     # Without tini everything works too; ending a guest is then slower where PID 1 reaps late.
     if tini := find_program("tini"):

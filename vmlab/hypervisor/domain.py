@@ -97,6 +97,18 @@ class Domain:
                     raise HypervisorError(f"libvirt could not find {self.name}.", libvirt=str(error)) from error
         raise WrongState(f"{self.name} is not running.", hint=f"start it with `%vm start {self.name}`")
 
+    @contextlib.contextmanager
+    def _running(self, doing: str) -> Iterator[None]:
+        """Turn libvirt's errors into ours; a guest that does not run is told as such."""
+        with translated(doing):
+            try:
+                yield
+            except libvirt.libvirtError as error:
+                code = error.get_error_code()
+                if code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN) and not self.is_active():
+                    raise self._standing() from error
+                raise
+
     # -- life ----------------------------------------------------------------------------------------------------
 
     def state(self) -> str:
@@ -178,12 +190,12 @@ class Domain:
 
     def pause(self) -> None:
         """Stop its CPUs."""
-        with translated(f"pause {self.name}"):
+        with self._running(f"pause {self.name}"):
             self._find().suspend()
 
     def resume(self) -> None:
         """Let its CPUs run."""
-        with translated(f"resume {self.name}"):
+        with self._running(f"resume {self.name}"):
             self._find().resume()
 
     # -- what it is ----------------------------------------------------------------------------------------------
@@ -243,7 +255,7 @@ class Domain:
         command: dict[str, Any] = {"execute": execute}
         if arguments:
             command["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
-        with translated(f"run {execute} on {self.name}"):
+        with self._running(f"run {execute} on {self.name}"):
             answer = json.loads(libvirt_qemu.qemuMonitorCommand(self._find(), json.dumps(command), 0))
         if "error" in answer:
             raise HypervisorError(
@@ -253,7 +265,7 @@ class Domain:
 
     def hmp(self, line: str) -> str:
         """Run a line of QEMU's human monitor and return what it prints."""
-        with translated(f"run '{line}' on {self.name}"):
+        with self._running(f"run '{line}' on {self.name}"):
             text: str = libvirt_qemu.qemuMonitorCommand(
                 self._find(), line, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
             )
@@ -282,7 +294,7 @@ class Domain:
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
             | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
         )
-        with translated(f"switch the disks of {self.name}"):
+        with self._running(f"switch the disks of {self.name}"):
             self._find().snapshotCreateXML(domain_xml.disk_snapshot(layers), flags)
 
     # -- agent and serial line -----------------------------------------------------------------------------------
@@ -358,7 +370,7 @@ class Domain:
 
     def open_serial(self) -> SerialStream:
         """Open its serial line for reading and writing; only one may have it at a time."""
-        with translated(f"open the serial line of {self.name}"):
+        with self._running(f"open the serial line of {self.name}"):
             domain = self._find()
             stream = domain.connect().newStream(libvirt.VIR_STREAM_NONBLOCK)
             domain.openConsole(None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
@@ -366,7 +378,7 @@ class Domain:
 
     def send_keycodes(self, codes: list[int], hold_ms: int = 0) -> None:
         """Press keys (Linux key codes) together for ``hold_ms``, then let them go."""
-        with translated(f"send keys to {self.name}"):
+        with self._running(f"send keys to {self.name}"):
             self._find().sendKey(libvirt.VIR_KEYCODE_SET_LINUX, hold_ms, codes, len(codes), 0)
 
 
@@ -411,10 +423,16 @@ def _asked(account: Account, ask: Callable[[libvirt.virConnect], T]) -> T:
 
 def names(account: Account) -> dict[str, str]:
     """Return ``{name: state}`` of all domains of the account's session, ours and others'."""
+    found = {}
     with translated("list the machines"):
-        return _asked(
-            account, lambda c: {d.name(): _STATES.get(d.state()[0], "off") for d in c.listAllDomains()}
-        )
+        for domain in _asked(account, lambda connection: connection.listAllDomains()):
+            try:
+                found[domain.name()] = _STATES.get(domain.state()[0], "off")
+            except libvirt.libvirtError as error:
+                # One may end, and be gone, at any moment.
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+    return found
 
 
 def versions(account: Account) -> dict[str, str]:

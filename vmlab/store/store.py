@@ -379,10 +379,9 @@ class Store:
         path = self.layer_path(made.id)
         try:
             shutil.copyfile(self.layer_path(layer), path)
-            if below:
-                backing = ["-u", "-F", "qcow2", "-b", f"{below}.qcow2"]
-            else:
-                backing = self._backing_of(chain[-1])
+            # -u: the flat copy of the layer below reads like that layer.
+            own = ["-u", "-F", "qcow2", "-b", f"{below}.qcow2"]
+            backing = own if below else self._backing_of(chain[-1])
             run_qemu_img(["qemu-img", "rebase", "-f", "qcow2", *backing, str(path)])
             self.account.own(path)
             write_json(self.home / "layers" / f"{made.id}.json", made.to_json())
