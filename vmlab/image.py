@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmlab.engine import save
 from vmlab.errors import ImageMissing, NotFound, VMLabError
+from vmlab.render.shown import Shown
 from vmlab.snapshot import Snapshot
 from vmlab.store.records import MachineSpec, SnapshotRecord, new_id
 from vmlab.store.store import allocated
@@ -38,7 +39,7 @@ def ready_key(spec: MachineSpec, sizes: list[int]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Image:
+class Image(Shown):
     """What machines are made from: disks, how to boot, and *ready* states, from which they start in a moment.
 
     The built-in ones exist before they are built; :meth:`vmlab.Lab.build` builds them, as does the first use.
@@ -56,11 +57,6 @@ class Image:
 
     def __hash__(self) -> int:
         return hash((self._lab.home, self.name))
-
-    def _repr_html_(self) -> str:
-        from vmlab.render import html
-
-        return html(self)
 
     @property
     def _data(self) -> dict[str, Any]:

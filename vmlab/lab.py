@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vmlab import hardware
 from vmlab.engine import load
 from vmlab.errors import MachineErrors, NoMemory, NotFound, UsageError, VMLabError
 from vmlab.guest import identity
 from vmlab.hypervisor import account as accounts
 from vmlab.hypervisor import domain as domains
-from vmlab.hypervisor.accelerator import best_accelerator
 from vmlab.image import Image, Progress, quiet, ready_key
 from vmlab.machine import Machine, Usage
+from vmlab.render.shown import Shown
 from vmlab.snapshot import Snapshot
 from vmlab.store import collect
 from vmlab.store.records import LimitsRecord, MachineRecord, MachineSpec, check_name, write_json
@@ -33,15 +34,10 @@ OVERHEAD = 80 << 20
 CHANGED_PART = 0.25
 #: Bytes of disk without which a machine that continues a state is not even begun.
 FORK_SPACE = 16 << 20
-#: The CPU that software emulation shows: the x86-64-v2 level, which current distributions require.
-EMULATED_CPU = "qemu64,+cx16,+lahf_lm,+popcnt,+sse4.1,+sse4.2,+ssse3"
-#: Video cards that both libvirt and QEMU's build for virtual machines know.
-VIDEO = ("vga", "virtio", "qxl", "cirrus", "bochs", "ramfb", "vmvga", "none")
-PREFIXES = {"virtio": "vd", "sata": "sd", "scsi": "sd", "usb": "sd", "ide": "hd"}
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Shown):
     """What the host has, what the machines take of it, and what stays reserved; sizes in bytes.
 
     Attributes
@@ -74,13 +70,8 @@ class Limits:
         """Return the attributes by name."""
         return dict(vars(self))
 
-    def _repr_html_(self) -> str:
-        from vmlab.render import html
 
-        return html(self)
-
-
-class Lab:
+class Lab(Shown):
     """The machines of one user on one host, and the way to all else.
 
     Parameters
@@ -106,11 +97,6 @@ class Lab:
 
     def __repr__(self) -> str:
         return f"<Lab {self.home}: {len(self)} machines>"
-
-    def _repr_html_(self) -> str:
-        from vmlab.render import html
-
-        return html(self)
 
     @staticmethod
     def tell(text: str) -> None:
@@ -281,77 +267,8 @@ class Lab:
             )
 
     def hardware(self, image: str, **options: Any) -> tuple[MachineSpec, list[int]]:
-        """Return the hardware of a machine of ``image`` with these options of :meth:`create`, and its disks' sizes in bytes."""
-        data = self.store.image(image)
-        base = self.store.adopt(image)
-        boot = data.get("boot", {})
-
-        def pick(key: str, default: Any) -> Any:
-            value = options.get(key)
-            return default if value is None else value
-
-        accelerator = pick("accelerator", None) or best_accelerator()
-        if accelerator not in ("kvm", "tcg"):
-            raise UsageError(f"'{accelerator}' is no accelerator.", hint="use kvm or tcg")
-        bus = str(data.get("disk_bus", "virtio"))
-        sizes = [int(d["size"]) for d in data.get("disks", ())]
-        if (wanted := options.get("disk")) is not None:
-            if not sizes:
-                raise UsageError(f"The image '{image}' has no system disk to resize.", hint="add one with disks=")
-            if wanted < sizes[0]:
-                raise UsageError(
-                    f"The system disk of '{image}' has {size_text(sizes[0])}; it cannot be made smaller.",
-                    hint="leave the size out, or ask for more",
-                )
-            sizes[0] = int(wanted)
-        extra = [int(size) for size in options.get("disks") or ()]
-        if any(size < 1 << 20 for size in extra):
-            raise UsageError("A disk needs at least 1 MiB.", hint="sizes are in bytes: 10 << 30 is 10 GiB")
-        sizes += extra
-        letters = "abcdefghijklmnopqrstuvw"
-        sound = pick("sound", data.get("sound", False))
-        sound = {True: "silent", False: "none"}.get(sound, sound)
-        if sound not in ("none", "silent", "wav"):
-            raise UsageError(f"'{sound}' is no kind of sound.", hint="use none, silent or wav")
-        network = pick("network", "user" if data.get("network", True) else "none")
-        if network not in ("user", "none"):
-            raise UsageError(f"'{network}' is no network.", hint="use user or none")
-        video = pick("video", data.get("video", "vga"))
-        if video not in VIDEO:
-            raise UsageError(f"'{video}' is no video card.", hint="use " + ", ".join(VIDEO))
-        args = " ".join(part for part in (boot.get("cmdline", ""), options.get("kernel_args") or "") if part)
-        memory, vcpus = int(pick("memory", data["memory"])), int(pick("vcpus", data["vcpus"]))
-        if memory < 1 or not 1 <= vcpus <= 64:
-            raise UsageError("A machine needs at least 1 MiB of RAM and 1 to 64 CPUs.")
-        firmware = pick("firmware", boot.get("firmware"))
-        if firmware not in (None, "bios", "uefi"):
-            raise UsageError(f"'{firmware}' is no firmware.", hint="use bios or uefi")
-        order = tuple(pick("boot", ("disk", "cdrom") if data.get("disks") else ("cdrom", "disk")))
-        if not set(order) <= {"disk", "cdrom", "network"}:
-            raise UsageError(f"The boot order {', '.join(order)} makes no sense.", hint="use disk, cdrom, network")
-        spec = MachineSpec(
-            memory=memory,
-            vcpus=vcpus,
-            accelerator=accelerator,
-            machine_type=_machine_type(self, accelerator),
-            cpu="host-passthrough" if accelerator == "kvm" else EMULATED_CPU,
-            firmware=firmware,
-            base=base,
-            kernel=boot.get("kernel"),
-            initrd=boot.get("initrd"),
-            kernel_args=args,
-            boot=order,
-            disks=tuple(f"{PREFIXES.get(bus, 'sd')}{letters[i]}" for i in range(len(sizes))),
-            cdroms=tuple(data.get("cdroms", ())),
-            disk_bus=bus,
-            network=str(network),
-            nic=str(data.get("nic", "virtio")),
-            video=str(video),
-            sound=str(sound),
-            tablet=bool(data.get("tablet", False)),
-            agent=bool(data.get("agent", False)),
-        )
-        return spec, sizes
+        """Return a machine's hardware and its disks' sizes in bytes; see :func:`vmlab.hardware.plan`."""
+        return hardware.plan(self.store, image, **options)
 
     def boot_new(
         self,
@@ -645,7 +562,7 @@ class Lab:
         self.store.save_limits(stored)
         return self.limits()
 
-    def usage(self, machines: Iterable[Machine] | None = None, over: float = 0.1) -> list[Usage]:
+    def usage(self, machines: Iterable[Machine] | None = None, over: float = 0.25) -> list[Usage]:
         """Return what each machine takes; CPU is measured over ``over`` seconds, for all of them at once."""
         chosen = list(machines) if machines is not None else self.machines
         before = [m._sample() for m in chosen]
@@ -667,7 +584,7 @@ class Lab:
         return collect.collect(self.store)
 
     def _sweep(self, name: str) -> None:
-        """Remove a machine that somebody made for a moment (to bake, to verify) and died before they could remove it."""
+        """Remove a machine that somebody made for a moment (to bake, to verify) and did not live to remove."""
         if self.store.machine(name).throwaway:
             with self.store.lock(name, "sweep", timeout=0):
                 record = self.store.machine(name)
@@ -699,15 +616,3 @@ def _new_record(
         spec=spec,
         forwards=tuple((int(host), int(guest)) for host, guest in forwards),
     )
-
-
-_machine_types: dict[str, str] = {}
-
-
-def _machine_type(lab: Lab, accelerator: str) -> str:
-    """Return the versioned name of QEMU's current q35 machine: a snapshot must meet the same one later."""
-    if accelerator not in _machine_types:
-        _machine_types[accelerator] = domains.machine_type(lab.account, accelerator)
-    return _machine_types[accelerator]
-
-

@@ -23,6 +23,7 @@ from vmlab.errors import (
 )
 from vmlab.guest.access import GuestAccess
 from vmlab.hypervisor.domain import Domain
+from vmlab.render.shown import Shown
 from vmlab.snapshot import Snapshot
 from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord, check_name, read_json
 from vmlab.store.store import SHORTEN_AT, allocated, is_full
@@ -34,7 +35,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Usage:
+class Usage(Shown):
     """What a machine takes now.
 
     Attributes
@@ -70,13 +71,8 @@ class Usage:
         """Return the attributes by name."""
         return dict(vars(self))
 
-    def _repr_html_(self) -> str:
-        from vmlab.render import html
 
-        return html(self)
-
-
-class Machine(GuestAccess):
+class Machine(GuestAccess, Shown):
     """A guest. Made by :meth:`vmlab.Lab.create`, found by :meth:`vmlab.Lab.machine`.
 
     The object only names the machine: it can be held as long as one likes, and any number of processes may hold one. As
@@ -107,11 +103,6 @@ class Machine(GuestAccess):
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(NotFound):
             self.delete()
-
-    def _repr_html_(self) -> str:
-        from vmlab.render import html
-
-        return html(self)
 
     @property
     def _record(self) -> MachineRecord:
@@ -780,7 +771,7 @@ class Machine(GuestAccess):
 
     # -- what it takes -------------------------------------------------------------------------------------------
 
-    def usage(self, over: float = 0.1) -> Usage:
+    def usage(self, over: float = 0.25) -> Usage:
         """Return what it takes now; CPU is measured over ``over`` seconds."""
         return self._lab.usage([self], over)[0]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vmlab.engine import proof, save
 from vmlab.errors import AlreadyExists, NotFound
+from vmlab.render.shown import Shown
 from vmlab.store import collect
 from vmlab.store.records import SnapshotRecord, check_name
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from vmlab.machine import Machine
 
 
-class Snapshot:
+class Snapshot(Shown):
     """An immutable state of a machine: its disks, and if it was taken live, its RAM, devices and CPUs.
 
     Made by :meth:`vmlab.Machine.snapshot`, found by :attr:`vmlab.Machine.snapshots`.
@@ -35,11 +36,6 @@ class Snapshot:
 
     def __hash__(self) -> int:
         return hash(self.id)
-
-    def _repr_html_(self) -> str:
-        from vmlab.render import html
-
-        return html(self)
 
     @property
     def id(self) -> str:

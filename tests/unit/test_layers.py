@@ -22,6 +22,7 @@ LAYERS = {
     "engine": 2,
     "compare": 2,
     "guest": 2,
+    "hardware": 2,
     "images": 2,
     "doctor": 3,
     "snapshot": 3,

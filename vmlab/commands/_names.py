@@ -47,7 +47,9 @@ def snapshots(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) 
     with contextlib.suppress(Exception):
         name: Any = getattr(parsed_args, "machine", None)
         if name:
-            return _fitting([snapshot.name for snapshot in _lab(parsed_args).machine(name).snapshots], prefix)
+            machine = _lab(parsed_args).machine(name)
+            root = machine.root
+            return _fitting([s.name for s in ([root] if root else []) + machine.snapshots], prefix)
     return []
 
 

@@ -44,7 +44,7 @@ def check(store: Store, record: SnapshotRecord) -> None:
     if _numbers(have)[:2] < _numbers(record.qemu)[:2]:
         raise SnapshotIncompatible(
             f"The snapshot was taken with QEMU {record.qemu}, and this host has {have}, which is older.",
-            hint=f"install QEMU {record.qemu} or newer, or start the machine from its disk with `%vm start --boot`",
+            hint=f"install QEMU {record.qemu} or newer, or boot the machine from its disk with `%vm start --boot NAME`",
         )
     if record.host_cpu and record.host_cpu != host_cpu():
         raise SnapshotIncompatible(

@@ -17,12 +17,13 @@ from typing import Any
 from vmlab.engine import load, mapped_ram, save
 from vmlab.errors import VMLabError, WrongState
 from vmlab.hypervisor.domain import Domain
+from vmlab.render.shown import Shown
 from vmlab.store.records import MachineRecord, SnapshotRecord
 from vmlab.store.store import Store
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """What was compared, and how it came out.
 
     Attributes
@@ -66,11 +67,6 @@ class Verification:
             ]
             return f"{self.machine}/{self.snapshot}: resumes at {where}; {', '.join(parts)} identical"
         return f"{self.machine}/{self.snapshot}: NOT identical: {'; '.join(self.differences)}"
-
-    def _repr_html_(self) -> str:
-        from vmlab.render import html
-
-        return html(self)
 
 
 def next_instructions(registers: str) -> tuple[str, ...]:

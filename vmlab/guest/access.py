@@ -63,7 +63,7 @@ class GuestAccess:
         user: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> CommandResult:
-        """Run a script in the guest, by the interpreter that its first line names; see :func:`vmlab.guest.agent.script`."""
+        """Run a script in the guest, by the interpreter that its first line names; see :func:`.agent.script`."""
         from vmlab.guest import agent
 
         return agent.script(
@@ -148,7 +148,8 @@ class GuestAccess:
     def wait_for_port(self, port: int, timeout: float | None = 60) -> None:
         """Wait until something in the guest listens on a TCP port, on any of its addresses."""
         # From the kernel's own table, so that it works without ss or netstat; 0A is LISTEN.
-        self._until_status(f"cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi ':{port:04X} [0-9A-F]*:0000 0A'", timeout, ok=True)
+        listening = f":{port:04X} [0-9A-F]*:0000 0A"
+        self._until_status(f"cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi '{listening}'", timeout, ok=True)
 
     def wait_for_unit(self, unit: str, timeout: float | None = 60) -> None:
         """Wait until a systemd unit is active."""
@@ -190,7 +191,7 @@ class GuestAccess:
 
     @property
     def pointer(self) -> Pointer:
-        """The guest's pointer, for a guest with a tablet: ``pointer.move(x, y)``, ``.click()``, ``.drag()``, in pixels."""
+        """The guest's pointer, for a guest with a tablet: ``.move(x, y)``, ``.click()``, ``.drag()``, in pixels."""
         from vmlab.guest import keys
 
         return keys.Pointer(self.domain, self.screenshot().size)
@@ -209,7 +210,7 @@ class GuestAccess:
         timeout: float | None = 60,
         **options: Any,
     ) -> Screenshot:
-        """Wait for a picture, a condition or stillness of the screen; see :func:`vmlab.guest.screen.wait_for_screen`."""
+        """Wait for a picture, a condition or stillness; see :func:`vmlab.guest.screen.wait_for_screen`."""
         from vmlab.guest import screen
 
         return screen.wait_for_screen(

@@ -245,12 +245,12 @@ def renew(
 
 def addresses(domain: GuestDomain) -> list[str]:
     """Return the IPv4 addresses that the guest's agent tells, without loopback."""
-    found = []
-    for card in domain.agent("guest-network-get-interfaces"):
-        for address in card.get("ip-addresses", ()):
-            if address["ip-address-type"] == "ipv4" and not address["ip-address"].startswith("127."):
-                found.append(address["ip-address"])
-    return found
+    return [
+        address["ip-address"]
+        for card in domain.agent("guest-network-get-interfaces")
+        for address in card.get("ip-addresses", ())
+        if address["ip-address-type"] == "ipv4" and not address["ip-address"].startswith("127.")
+    ]
 
 
 def set_clock(domain: GuestDomain, when: float | None = None, *, timeout: int = 10) -> float:

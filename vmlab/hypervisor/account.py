@@ -298,7 +298,8 @@ def _allow_no_core_dumps(who: Account) -> None:
     config = _xdg("XDG_CONFIG_HOME", who.home / ".config") / "libvirt" / "qemu.conf"
     if not config.exists():
         who.make_dir(config.parent, 0o700)
-        config.write_text("# Written by vmlab: core dumps are not allowed here, and libvirt asks for them by default.\nmax_core = 0\n")
+        why = "# Written by vmlab: core dumps are not allowed here, and libvirt asks for them by default."
+        config.write_text(f"{why}\nmax_core = 0\n")
     elif not re.search(r"^\s*max_core\s*=", config.read_text(), re.MULTILINE):
         raise HostError(
             "libvirt asks for core dumps of guests, which this session may not have (ulimit -Hc), so none would start.",

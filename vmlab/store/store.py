@@ -454,7 +454,8 @@ class Store:
                         f"The file {file} of image '{name}' is gone.",
                         hint=f"rebuild it with `%vm images --build {name}`, or import it again",
                     ) from None
-            write_json(new / "base.json", {"format": 1, "image": name, "disks": disks, "formats": formats, "files": files})
+            record = {"format": 1, "image": name, "disks": disks, "formats": formats, "files": files}
+            write_json(new / "base.json", record)
             for path in (new, *new.iterdir()):
                 self.account.own(path)
             with contextlib.suppress(FileExistsError, OSError):
