@@ -479,7 +479,8 @@ def main() -> int:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     args = parser.parse_args()
-    # Ctrl-C raises already; a terminated run cleans up, too.
+    # Both end in the clean-up, also where a shell started this in the background and has Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     lab = Lab()

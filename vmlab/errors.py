@@ -86,7 +86,9 @@ class VMLabError(Exception):
             "error": type(self).__name__,
             "message": self.message,
             "hint": self.hint,
-            "evidence": {k: v if isinstance(v, int | float | bool) else str(v) for k, v in self.evidence.items()},
+            "evidence": {
+                k: v if isinstance(v, int | float | bool) else str(v) for k, v in self.evidence.items()
+            },
         }
 
     def _render_traceback_(self) -> list[str]:

@@ -70,7 +70,9 @@ def plan(store: Store, image: str, **options: Any) -> tuple[MachineSpec, list[in
         disks=tuple(f"{_PREFIXES.get(bus, 'sd')}{_LETTERS[i]}" for i in range(len(sizes))),
         cdroms=tuple(data.get("cdroms", ())),
         disk_bus=bus,
-        network=_one_of("network", pick("network", "user" if data.get("network", True) else "none"), ("user", "none")),
+        network=_one_of(
+            "network", pick("network", "user" if data.get("network", True) else "none"), ("user", "none")
+        ),
         nic=str(data.get("nic", "virtio")),
         video=_one_of("video card", pick("video", data.get("video", "vga")), VIDEO),
         sound=_one_of(

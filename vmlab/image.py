@@ -142,7 +142,9 @@ class Image(Shown):
         lab = self._lab
         spec, sizes = lab.hardware(self.name, **options)
         key = ready_key(spec, sizes)
-        with lab.store.lock(f"image@{self.name}", f"bake {self.name}", timeout=1800, tell=lambda t: tell(t, None)):
+        with lab.store.lock(
+            f"image@{self.name}", f"bake {self.name}", timeout=1800, tell=lambda t: tell(t, None)
+        ):
             found = self.ready_state(key)
             if found is not None:
                 return found
@@ -205,4 +207,6 @@ class Image(Shown):
 
 def missing(name: str) -> ImageMissing:
     """Return the error for an image that is not there and cannot be built."""
-    return ImageMissing(f"The image '{name}' is not built yet.", hint=f"build it with `%vm images --build {name}`")
+    return ImageMissing(
+        f"The image '{name}' is not built yet.", hint=f"build it with `%vm images --build {name}`"
+    )

@@ -229,7 +229,12 @@ class Lab(Shown):
             ready = known.ready_state(ready_key(spec, sizes)) or known.bake(progress=tell, **options)
             tell(f"starting {name} from the ready state of {image}", None)
             return self._fork_one(
-                ready, name, forwards=tuple(tuple(p) for p in forwards), clock=clock, start=start, hostname=True
+                ready,
+                name,
+                forwards=tuple(tuple(p) for p in forwards),
+                clock=clock,
+                start=start,
+                hostname=True,
             )
         if start:
             self.need_memory(spec, mapped=False, force=force)
@@ -335,7 +340,9 @@ class Lab(Shown):
         record = self.store.snapshot(snapshot.id)
         load.check(self.store, record)
         self.need_memory(record.spec, mapped=record.ram is not None, count=len(names), force=force)
-        self.store.need_space(len(names) * FORK_SPACE, f"for {len(names)} more machine{'s' * (len(names) > 1)}")
+        self.store.need_space(
+            len(names) * FORK_SPACE, f"for {len(names)} more machine{'s' * (len(names) > 1)}"
+        )
 
         def one(name: str) -> Machine | VMLabError:
             try:
@@ -466,7 +473,9 @@ class Lab(Shown):
         """
         known = {image.name: image for image in self.images}
         if name not in known:
-            raise NotFound.named("image", name, known, hint="`%vm images` lists them; `%vm import` adds your own")
+            raise NotFound.named(
+                "image", name, known, hint="`%vm images` lists them; `%vm import` adds your own"
+            )
         return known[name]
 
     def build(self, name: str, *, progress: Progress | None = None) -> Image:

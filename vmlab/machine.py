@@ -225,7 +225,9 @@ class Machine(GuestAccess, Shown):
         if doing == "snapshot":
             record.layers = save.present_layers(store, record, domain, pending.get("layers", {}))
         elif doing == "revert" and active:
-            arrived = record.resume is not None and domain.pid != pending.get("pid") and load.is_loaded(domain)
+            arrived = (
+                record.resume is not None and domain.pid != pending.get("pid") and load.is_loaded(domain)
+            )
             if arrived and record.resume is not None:
                 # The new QEMU has all of it, and may have been used since.
                 if domain.state() == "paused" and store.snapshot(record.resume).state != "paused":
@@ -328,7 +330,9 @@ class Machine(GuestAccess, Shown):
         self._settle_identity()
         with self._open("pause") as (_, domain):
             if domain.state() == "off":
-                raise WrongState(f"{self._name} is not running.", hint=f"start it with `%vm start {self._name}`")
+                raise WrongState(
+                    f"{self._name} is not running.", hint=f"start it with `%vm start {self._name}`"
+                )
             domain.pause()
         return self
 
@@ -341,7 +345,9 @@ class Machine(GuestAccess, Shown):
                     f"The guest {self._name} has crashed and cannot go on.", hint=f"`%vm revert {self._name}`"
                 )
             if state == "off":
-                raise WrongState(f"{self._name} is not running.", hint=f"start it with `%vm start {self._name}`")
+                raise WrongState(
+                    f"{self._name} is not running.", hint=f"start it with `%vm start {self._name}`"
+                )
             if state == "paused":
                 domain.resume()
             del record
@@ -420,9 +426,8 @@ class Machine(GuestAccess, Shown):
                     f"{self._name} is suspended exactly at a snapshot; there is nothing new to take.",
                     hint=f"start it first: `%vm start {self._name}`",
                 )
-            take = save.offline if state == "off" else None
-            if take:
-                identity = take(self._lab.store, record, name, description)
+            if state == "off":
+                identity = save.offline(self._lab.store, record, name, description)
             else:
                 try:
                     identity = save.live(self._lab.store, record, domain, name, description)
@@ -581,7 +586,8 @@ class Machine(GuestAccess, Shown):
             return store.snapshot(self.find(snapshot).id)
         if record.here is None:
             raise NotFound(
-                f"{self._name} has no snapshot to go back to.", hint=f"take one with `%vm snapshot {self._name}`"
+                f"{self._name} has no snapshot to go back to.",
+                hint=f"take one with `%vm snapshot {self._name}`",
             )
         return store.snapshot(record.here)
 
@@ -628,7 +634,9 @@ class Machine(GuestAccess, Shown):
         threading.Thread(target=self._lab.collect_quietly, name="vmlab-collect").start()
 
     @contextlib.contextmanager
-    def _leaving(self, record: MachineRecord, before: MachineRecord, domain: Domain, state: str) -> Iterator[None]:
+    def _leaving(
+        self, record: MachineRecord, before: MachineRecord, domain: Domain, state: str
+    ) -> Iterator[None]:
         """Stop a guest while its present is kept and the record is turned to something else.
 
         If that fails, the guest goes on as if nothing had been; if we die, whoever comes next lets it go on.
@@ -687,7 +695,9 @@ class Machine(GuestAccess, Shown):
                 load.resume(store, record, domain, present, paused=present.state == "paused")
                 now_is = "the machine is as it was before"
             except VMLabError:
-                now_is = f"the machine is suspended as it was before, and goes on with `%vm start {self._name}`"
+                now_is = (
+                    f"the machine is suspended as it was before, and goes on with `%vm start {self._name}`"
+                )
         store.save_machine(record)
         if isinstance(error, VMLabError):
             error.hint = f"{now_is}; {error.hint or 'go back to another snapshot'}"
@@ -782,7 +792,9 @@ class Machine(GuestAccess, Shown):
         record, domain, store = self._record, self._domain(), self._lab.store
         pid = domain.pid
         memory = load.memory_taken(pid) if pid else {"pss": 0, "private": 0, "shared": 0}
-        disk = sum(allocated(store.layer_path(layer)) for layer in record.layers.values()) + allocated(self.folder)
+        disk = sum(allocated(store.layer_path(layer)) for layer in record.layers.values()) + allocated(
+            self.folder
+        )
         taken = 0
         for snapshot in store.snapshots_of(record.uuid, ("snapshot",)):
             taken += sum(save.sizes(store, snapshot))
@@ -818,4 +830,3 @@ class Machine(GuestAccess, Shown):
             "description": record.description,
             "created": record.created,
         }
-

@@ -144,7 +144,9 @@ class Snapshot(Shown):
         store = self._lab.store
         for other in store.snapshots_of(self._record.machine):
             if other.id != self.id and store.label(other.id).name == name:
-                raise AlreadyExists(f"There is a snapshot named '{name}' already.", hint="choose another name")
+                raise AlreadyExists(
+                    f"There is a snapshot named '{name}' already.", hint="choose another name"
+                )
         store.save_label(self.id, replace(store.label(self.id), name=name))
 
     def forget(self) -> None:
@@ -170,7 +172,8 @@ class Snapshot(Shown):
         machine = self.machine
         if machine is None:
             raise NotFound(
-                f"The machine of snapshot '{self.name}' is gone.", hint="make a new one from it with .fork('name')"
+                f"The machine of snapshot '{self.name}' is gone.",
+                hint="make a new one from it with .fork('name')",
             )
         machine.revert(self, clock=clock)
         return machine

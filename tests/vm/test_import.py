@@ -61,7 +61,9 @@ def test_kernel_and_initrd(lab: Lab, names: Names, image: Callable[[], str]) -> 
     assert machine.succeed("cat /run/nonce; test -e /etc/passwd") == nonce
 
 
-def test_a_raw_disk_without_an_agent(lab: Lab, names: Names, image: Callable[[], str], tmp_path: Path) -> None:
+def test_a_raw_disk_without_an_agent(
+    lab: Lab, names: Names, image: Callable[[], str], tmp_path: Path
+) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(SECTOR.ljust(1 << 20, b"\0"))
     name = image()

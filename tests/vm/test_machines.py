@@ -161,7 +161,13 @@ def test_what_machines_take(lab: Lab, tiny: Machine, invaders: Machine) -> None:
 
 
 def test_senseless_hardware_is_refused(lab: Lab, names: Names) -> None:
-    for options in ({"disk": 1}, {"sound": "loud"}, {"accelerator": "magic"}, {"vcpus": 0}, {"firmware": "x"}):
+    for options in (
+        {"disk": 1},
+        {"sound": "loud"},
+        {"accelerator": "magic"},
+        {"vcpus": 0},
+        {"firmware": "x"},
+    ):
         name = names("bad")
         with pytest.raises(UsageError):
             lab.create(name, "tiny", **options)  # type: ignore[arg-type]

@@ -64,7 +64,9 @@ def changed(pid: int, address: int, pages: int) -> npt.NDArray[np.bool_]:
     entries = np.frombuffer(raw, np.uint64)
     if len(entries) != pages:
         raise NotPossible("the page map is shorter than the memory")
-    own: npt.NDArray[np.bool_] = ((entries & np.uint64(_PRESENT | _SWAPPED)) != 0) & ((entries & np.uint64(_FILE)) == 0)
+    own: npt.NDArray[np.bool_] = ((entries & np.uint64(_PRESENT | _SWAPPED)) != 0) & (
+        (entries & np.uint64(_FILE)) == 0
+    )
     return own
 
 

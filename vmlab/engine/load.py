@@ -308,7 +308,9 @@ def forward(machine: MachineRecord, domain: Domain, *, again: bool = False) -> N
         if again:
             domain.hmp(f"hostfwd_remove hostnet0 tcp:127.0.0.1:{host}")
         for port in (host, free_port()):
-            answer = domain.hmp(f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-{machine.address}:{guest}").strip()
+            answer = domain.hmp(
+                f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-{machine.address}:{guest}"
+            ).strip()
             if not answer:
                 done.append((port, guest))
                 break

@@ -172,7 +172,11 @@ def _only_cursor(was: Path, is_now: Path) -> bool:
     from PIL import Image, ImageChops
 
     with Image.open(was) as first, Image.open(is_now) as second:
-        if first.size != second.size or first.width not in (360, 640, 720) or first.height not in (350, 400, 480):
+        if (
+            first.size != second.size
+            or first.width not in (360, 640, 720)
+            or first.height not in (350, 400, 480)
+        ):
             return False
         box = ImageChops.difference(first.convert("RGB"), second.convert("RGB")).getbbox()
     return box is None or (box[2] - box[0] <= 9 and box[3] - box[1] <= 16)

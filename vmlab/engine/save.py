@@ -172,7 +172,9 @@ def _lower(store: Store, layers: dict[str, str]) -> dict[str, str]:
     return {target: store.layer(layer).backing or "" for target, layer in layers.items()}
 
 
-def present_layers(store: Store, machine: MachineRecord, domain: Domain, upper: dict[str, str]) -> dict[str, str]:
+def present_layers(
+    store: Store, machine: MachineRecord, domain: Domain, upper: dict[str, str]
+) -> dict[str, str]:
     """Return the layers that the machine writes to now, and drop those that were made for nothing."""
     if not upper:
         return machine.layers
@@ -215,7 +217,9 @@ def mapped_base(store: Store, machine: MachineRecord) -> SnapshotRecord | None:
     return None
 
 
-def _present_delta(store: Store, machine: MachineRecord, domain: Domain, base: SnapshotRecord, state: str) -> str:
+def _present_delta(
+    store: Store, machine: MachineRecord, domain: Domain, base: SnapshotRecord, state: str
+) -> str:
     started = time.monotonic()
     identity = new_id()
     with store.new_snapshot(identity) as folder:
@@ -483,4 +487,3 @@ __all__ = [
     "sizes",
     "write_stream",
 ]
-

@@ -149,7 +149,9 @@ class GuestAccess:
         """Wait until something in the guest listens on a TCP port, on any of its addresses."""
         # From the kernel's own table, so that it works without ss or netstat; 0A is LISTEN.
         listening = f":{port:04X} [0-9A-F]*:0000 0A"
-        self._until_status(f"cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi '{listening}'", timeout, ok=True)
+        self._until_status(
+            f"cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qi '{listening}'", timeout, ok=True
+        )
 
     def wait_for_unit(self, unit: str, timeout: float | None = 60) -> None:
         """Wait until a systemd unit is active."""
@@ -234,5 +236,3 @@ class GuestAccess:
         from vmlab.guest import serial
 
         return serial.wait_for(self.domain, pattern, timeout=timeout, **options)
-
-

@@ -94,7 +94,9 @@ class Domain:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     break
                 if attempt or not lost(error):
-                    raise HypervisorError(f"libvirt could not find {self.name}.", libvirt=str(error)) from error
+                    raise HypervisorError(
+                        f"libvirt could not find {self.name}.", libvirt=str(error)
+                    ) from error
         raise WrongState(f"{self.name} is not running.", hint=f"start it with `%vm start {self.name}`")
 
     @contextlib.contextmanager
@@ -105,7 +107,10 @@ class Domain:
                 yield
             except libvirt.libvirtError as error:
                 code = error.get_error_code()
-                if code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN) and not self.is_active():
+                if (
+                    code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN)
+                    and not self.is_active()
+                ):
                     raise self._standing() from error
                 raise
 
@@ -180,8 +185,13 @@ class Domain:
             try:
                 domain.destroyFlags(0)
             except libvirt.libvirtError as error:
-                if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
-                    raise HypervisorError(f"libvirt could not end {self.name}.", libvirt=str(error)) from error
+                if error.get_error_code() not in (
+                    libvirt.VIR_ERR_OPERATION_INVALID,
+                    libvirt.VIR_ERR_NO_DOMAIN,
+                ):
+                    raise HypervisorError(
+                        f"libvirt could not end {self.name}.", libvirt=str(error)
+                    ) from error
 
     def shutdown(self) -> None:
         """Ask the guest to power off: through its agent if there is one, else by the power button."""
@@ -335,7 +345,9 @@ class Domain:
                     hint="screenshot, keys and the serial line work without one",
                     libvirt=str(error),
                 ) from error
-            raise AgentError(f"The guest agent of {self.name} refused {execute}.", agent=str(error)) from error
+            raise AgentError(
+                f"The guest agent of {self.name} refused {execute}.", agent=str(error)
+            ) from error
         return json.loads(text).get("return")
 
     def _ask_agent(self, command: str, timeout: int) -> str:

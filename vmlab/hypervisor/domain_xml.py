@@ -112,7 +112,9 @@ def build(spec: MachineSpec, wiring: Wiring) -> str:
         model, *flags = spec.cpu.split(",")
         _add(cpu, "model", model, fallback="forbid")
         for flag in flags:
-            _add(cpu, "feature", policy="disable" if flag.startswith("-") else "force", name=flag.lstrip("+-"))
+            _add(
+                cpu, "feature", policy="disable" if flag.startswith("-") else "force", name=flag.lstrip("+-")
+            )
     clock = _add(domain, "clock", offset="utc")
     # A guest without HPET keeps better time under emulation, and its timers that fire late are delivered, not dropped.
     _add(clock, "timer", name="rtc", tickpolicy="catchup")

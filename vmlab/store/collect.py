@@ -100,7 +100,11 @@ def collect(store: Store) -> Collected:
                     done.layers += 1
                     done.bytes += _remove(file)
                     file.with_suffix(".json").unlink(missing_ok=True)
-                elif file.stem not in layers and not file.with_suffix(".qcow2").exists() and _age(file) > _YOUNG:
+                elif (
+                    file.stem not in layers
+                    and not file.with_suffix(".qcow2").exists()
+                    and _age(file) > _YOUNG
+                ):
                     file.unlink(missing_ok=True)
             for folder in (store.home / "bases").glob("[!.]*"):
                 if folder.name not in bases and _age(folder) > _YOUNG:
@@ -135,7 +139,9 @@ def _referenced(
         bases.add(machine.spec.base)
         tops.update(machine.layers.values())
         tops.update((machine.pending or {}).get("layers", {}).values())
-        roots.update(s for s in (machine.resume, machine.mapped, machine.undo, machine.here, machine.root) if s)
+        roots.update(
+            s for s in (machine.resume, machine.mapped, machine.undo, machine.here, machine.root) if s
+        )
     for identity, record in snapshots.items():
         forgotten = _forgotten(store, identity)
         alive = record.machine in owners if record.kind == "snapshot" else record.spec.base in bases

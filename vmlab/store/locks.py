@@ -81,7 +81,9 @@ def locked(
                         waited=f"{waited:.0f} s",
                     ) from None
                 if tell and not told and waited > TELL_AFTER:
-                    tell(f"waiting: process {holder.get('pid', '?')} is to {holder.get('doing', 'work')} {path.stem}")
+                    tell(
+                        f"waiting: process {holder.get('pid', '?')} is to {holder.get('doing', 'work')} {path.stem}"
+                    )
                     told = True
                 time.sleep(0.01 if waited < 1 else 0.1)
         os.ftruncate(fd, 0)

@@ -250,7 +250,9 @@ class Store:
             The snapshot is gone.
         """
         if not self.snapshot_folder(snapshot).is_dir():
-            raise NotFound(f"The snapshot '{label.name}' is gone.", hint="`%vm tree` shows those that are there")
+            raise NotFound(
+                f"The snapshot '{label.name}' is gone.", hint="`%vm tree` shows those that are there"
+            )
         self._write(self.snapshot_folder(snapshot) / "label.json", label.to_json())
 
     def snapshots_of(self, machine: str, kinds: tuple[str, ...] = ("snapshot",)) -> list[SnapshotRecord]:
@@ -322,7 +324,8 @@ class Store:
             folder, _, file = base.partition("/")
             if not (self.home / "bases" / base).exists():
                 raise ImageMissing(
-                    f"The disk {file} of the image base {folder} is gone.", hint="build or import the image again"
+                    f"The disk {file} of the image base {folder} is gone.",
+                    hint="build or import the image again",
                 )
             found = self.base(folder)
             size = size or found["disks"][file]
@@ -396,7 +399,12 @@ class Store:
         if lowest.base is None:
             return ["-b", ""]
         folder, _, file = lowest.base.partition("/")
-        return ["-F", self.base(folder).get("formats", {}).get(file, "qcow2"), "-b", f"../bases/{lowest.base}"]
+        return [
+            "-F",
+            self.base(folder).get("formats", {}).get(file, "qcow2"),
+            "-b",
+            f"../bases/{lowest.base}",
+        ]
 
     def drop_layers(self, layers: dict[str, str]) -> None:
         """Delete layers that nothing refers to yet."""
@@ -469,7 +477,9 @@ class Store:
         try:
             return read_json(self.home / "bases" / identity / "base.json")
         except FileNotFoundError:
-            raise ImageMissing(f"The image base {identity} is gone.", hint="build or import the image again") from None
+            raise ImageMissing(
+                f"The image base {identity} is gone.", hint="build or import the image again"
+            ) from None
 
     # -- room ----------------------------------------------------------------------------------------------------
 
@@ -521,7 +531,9 @@ def run_qemu_img(argv: list[str]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
         if "No space left" in done.stderr:
-            raise NoSpace("The disk is full.", hint="forget snapshots or delete machines", qemu_img=done.stderr)
+            raise NoSpace(
+                "The disk is full.", hint="forget snapshots or delete machines", qemu_img=done.stderr
+            )
         raise HypervisorError(f"qemu-img {argv[1]} failed.", qemu_img=done.stderr, command=" ".join(argv))
     return done.stdout
 
