@@ -15,7 +15,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 
 #: Seconds for one cell. The first one may build guests.
@@ -58,7 +58,7 @@ def main(notebook: Path, out: Path) -> int:
     status = 0
     try:
         client.execute()
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         print(f"\nA cell failed:\n{error}", file=sys.stderr)
         status = 1
     exporter = HTMLExporter(embed_images=True)

@@ -4,6 +4,9 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$ROOT/.venv
+# Where the administrator's programs are: `su` without `-` leaves them out.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+export PATH
 SERVICE_ACCOUNT=vmlab
 SERVICE_HOME=/var/lib/vmlab
 
@@ -269,6 +272,7 @@ allow_subids() {
     fi
     # Behind all ranges that are taken.
     first=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F: -v n="$first" '$2 + $3 > n { n = $2 + $3 } END { print n }')
+    get_root
     as_root usermod --add-subuids "$first-$((first + 65535))" --add-subgids "$first-$((first + 65535))" "$1"
 }
 

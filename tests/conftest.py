@@ -15,5 +15,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(level) for level in LEVELS):
             folder = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
-            item.add_marker(folder if folder in LEVELS else "vm" if item.path.suffix == ".ipynb" else "unit")
+            item.add_marker(folder if folder in LEVELS else "unit")
     items.sort(key=lambda item: next(i for i, level in enumerate(LEVELS) if item.get_closest_marker(level)))

@@ -74,6 +74,13 @@ class Image(Shown):
         return (self._lab.store.image_folder(self.name) / "image.json").exists()
 
     @property
+    def current(self) -> bool:
+        """Whether it is what its recipe makes now; always, for one that was imported."""
+        from vmlab.images.builder import is_current
+
+        return not self.builtin or is_current(self._lab.store.image_folder(self.name))
+
+    @property
     def builtin(self) -> bool:
         """Whether vmlab knows how to build it."""
         return self._recipe is not None
@@ -114,7 +121,11 @@ class Image(Shown):
         for identity in store.snapshot_ids():
             with contextlib.suppress(VMLabError):
                 record = store.snapshot(identity)
-                if record.kind == "ready" and record.spec.base == base:
+                if (
+                    record.kind == "ready"
+                    and record.spec.base == base
+                    and not store.label(identity).forgotten
+                ):
                     found.append(record)
         return found
 

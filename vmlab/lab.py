@@ -34,6 +34,8 @@ OVERHEAD = 80 << 20
 CHANGED_PART = 0.25
 #: Bytes of disk without which a machine that continues a state is not even begun.
 FORK_SPACE = 16 << 20
+#: Seconds within which a fork gets an address for its new MAC.
+ADDRESS_TIMEOUT = 20
 
 
 @dataclass(frozen=True)
@@ -392,13 +394,13 @@ class Lab(Shown):
                 self._unmake(record, domain)
                 raise
         if start and source.ram is not None and source.spec.agent and hostname:
-            self._give_identity(machine, record, source.mac, clock)
+            self.give_identity(machine, record, source.mac, clock)
         return machine
 
-    def _give_identity(self, machine: Machine, record: MachineRecord, old_mac: str, clock: str) -> None:
+    def give_identity(self, machine: Machine, record: MachineRecord, old_mac: str, clock: str) -> None:
         """Tell a fork its new name, machine ID and MAC through its agent, beside whatever comes next.
 
-        The fork runs already; a first command waits for this.
+        The fork runs already; a first command waits for this. ``old_mac`` is what its card has now.
         """
 
         def tell() -> None:
@@ -406,13 +408,12 @@ class Lab(Shown):
             try:
                 with contextlib.suppress(VMLabError, OSError):
                     found = identity.renew(domain, hostname=record.name, mac=record.mac, old_mac=old_mac)
+                    if clock == "now":
+                        with contextlib.suppress(VMLabError):
+                            identity.set_clock(domain)
+                    if record.forwards and "dhcp" in found.done and not self._follow_address(machine):
+                        found.failed["forwards"] = "the guest got no address by DHCP"
                     write_json(machine.folder / "identity.json", {"format": 1, **found.to_json()})
-                if clock == "now":
-                    with contextlib.suppress(VMLabError):
-                        identity.set_clock(domain)
-                if record.forwards:
-                    with contextlib.suppress(VMLabError):
-                        self._follow_address(machine)
             finally:
                 self.identity_threads.pop(record.name, None)
 
@@ -421,18 +422,20 @@ class Lab(Shown):
         self.identity_threads[record.name] = thread
         thread.start()
 
-    def _follow_address(self, machine: Machine) -> None:
-        """Forward a fork's ports to the address that its new MAC gets by DHCP, should that be another one."""
-        end = time.monotonic() + 5
+    def _follow_address(self, machine: Machine) -> bool:
+        """Forward a fork's ports to the address that its new MAC gets by DHCP; False if it gets none in time."""
+        end = time.monotonic() + ADDRESS_TIMEOUT
         while time.monotonic() < end:
-            found = identity.addresses(machine._domain())
-            if found and machine._record.address not in found:
-                with machine._open("forward its ports") as (now, domain):
-                    now.address = found[0]
-                    load.forward(now, domain, again=True)
-                    self.store.save_machine(now)
-                return
+            with contextlib.suppress(VMLabError):
+                found = identity.addresses(machine._domain())
+                if found and machine._record.address not in found:
+                    with machine._open("forward its ports") as (now, domain):
+                        now.address = found[0]
+                        load.forward(now, domain, again=True)
+                        self.store.save_machine(now)
+                    return True
             time.sleep(0.2)
+        return False
 
     def free_names(self, stem: str, count: int) -> list[str]:
         """Return ``count`` names that are not taken: ``web-2``, ``web-3`` ..."""
@@ -595,7 +598,8 @@ class Lab(Shown):
     def _sweep(self, name: str) -> None:
         """Remove a machine that somebody made for a moment (to bake, to verify) and did not live to remove."""
         if self.store.machine(name).throwaway:
-            with self.store.lock(name, "sweep", timeout=0):
+            # A process that was killed lets go of its locks some milliseconds later.
+            with self.store.lock(name, "sweep", timeout=0.5):
                 record = self.store.machine(name)
                 self._unmake(record, Machine(self, name)._domain())
                 shutil.rmtree(self.home / "cache" / name, ignore_errors=True)

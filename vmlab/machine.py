@@ -254,6 +254,7 @@ class Machine(GuestAccess, Shown):
         force
             Start it even where RAM is short.
         """
+        continued = None
         with self._open("start") as (record, domain):
             state = domain.state()
             if state == "running":
@@ -270,7 +271,7 @@ class Machine(GuestAccess, Shown):
                 record.pending = {"doing": "revert", "pid": None}
                 self._lab.store.save_machine(record)
                 load.resume(self._lab.store, record, domain, snapshot, paused=snapshot.state == "paused")
-                record.pending = None
+                record.pending, continued = None, snapshot
             else:
                 self._lab.need_memory(record.spec, mapped=False, force=force)
                 # Once the disk has been written to, RAM from before must never meet it again.
@@ -284,6 +285,8 @@ class Machine(GuestAccess, Shown):
                     self._lab.store.save_machine(record)
                     raise
             self._lab.store.save_machine(record)
+        if continued is not None:
+            self._take_identity(continued, "then")
         return self
 
     def stop(self, timeout: float = 90) -> Machine:
@@ -355,6 +358,7 @@ class Machine(GuestAccess, Shown):
 
     def delete(self) -> None:
         """End it and delete it with its snapshots, but for what other machines are built on."""
+        self._settle_identity()
         store = self._lab.store
         with self._open("delete") as (record, domain):
             if domain.uuid in (None, record.uuid):
@@ -370,6 +374,7 @@ class Machine(GuestAccess, Shown):
         continued under the new name.
         """
         check_name("machine", name)
+        self._settle_identity()
         store = self._lab.store
         if name in store.machine_names():
             raise AlreadyExists(f"There is a machine named '{name}' already.", hint="choose another name")
@@ -547,9 +552,17 @@ class Machine(GuestAccess, Shown):
             target = self._target(record, snapshot)
             here = target.id if target.kind != "undo" else store.label(target.id).parent
             self._go_to(record, domain, target, here, keep=keep, force=force)
-        if clock == "now" and target.ram is not None:
+        if not self._take_identity(target, clock) and clock == "now" and target.ram is not None:
             self.set_clock()
         return self
+
+    def _take_identity(self, target: SnapshotRecord, clock: str) -> bool:
+        """Give it its own name, machine ID and MAC again where it continues a state of another machine."""
+        record = self._record
+        foreign = target.machine != record.uuid and target.ram is not None and target.state == "running"
+        if foreign and target.spec.agent:
+            self._lab.give_identity(self, record, target.mac, clock)
+        return foreign and target.spec.agent
 
     def undo(self, *, clock: Literal["then", "now"] = "then") -> Machine:
         """Take the last revert back: the present that it left goes on, running if it ran. Undo again to go back again.

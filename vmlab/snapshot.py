@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmlab.engine import proof, save
-from vmlab.errors import AlreadyExists, NotFound
+from vmlab.errors import AlreadyExists, NotFound, UsageError
 from vmlab.render.shown import Shown
 from vmlab.store import collect
 from vmlab.store.records import SnapshotRecord, check_name
@@ -152,6 +152,11 @@ class Snapshot(Shown):
     def forget(self) -> None:
         """Take it out of the tree, wherever it is; what nothing else is built on is deleted."""
         store = self._lab.store
+        if self.kind == "ready":
+            raise UsageError(
+                f"The ready state of the image '{self.machine_name}' is what new machines start from.",
+                hint=f"it goes with its image: `%vm images --delete {self.machine_name}`",
+            )
         if store.label(self.id).forgotten or not self.folder.exists():
             raise NotFound(f"The snapshot '{self.name}' is forgotten already.")
         collect.forget(store, self.id)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from vmlab.errors import NotFound
+from vmlab.cli import main
+from vmlab.errors import NotFound, UsageError
 from vmlab.lab import Lab
 from vmlab.machine import Machine
 
@@ -276,3 +277,23 @@ def test_another_process_and_virsh_find_the_same_machine(tiny: Machine, lab: Lab
         ["virsh", "-c", lab.account.uri, "domstate", tiny.name], capture_output=True, text=True, check=True
     ).stdout
     assert listed.strip() == "shut off"
+
+
+def test_a_machine_keeps_its_own_name_at_the_root_of_its_tree(tiny: Machine) -> None:
+    """What its tree starts from is a state of another machine, with that one's name and network card."""
+    assert tiny.revert("ready").succeed("hostname").strip() == tiny.name
+    assert tiny._record.mac in tiny.succeed("cat /sys/class/net/eth0/address")
+
+
+def test_what_belongs_to_others_is_not_forgotten_by_the_way(
+    tiny: Machine, names: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tiny.snapshot("own")
+    fork = own.fork(names("fork"))
+    for machine, name in ((tiny, "ready"), (fork, "own")):
+        assert main(["--home", str(tiny._lab.home), "forget", machine.name, name]) != 0
+        assert "not of" in capsys.readouterr().err
+    assert tiny.root is not None
+    with pytest.raises(UsageError, match="new machines start from"):
+        tiny.root.forget()
+    assert fork.revert(own).state == "running"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
 from vmlab.commands import _names
+from vmlab.errors import UsageError
 from vmlab.render.results import Note
 from vmlab.render.results import words as in_words
 
@@ -41,6 +42,15 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
         machine.find(name) for name in dict.fromkeys(args.snapshots)
     ]  # all are looked up before one is forgotten
     names = [snapshot.name for snapshot in chosen]
+    for snapshot in chosen:
+        if snapshot not in machine.snapshots:
+            # The root of its tree: an image's ready state, or what it was forked from.
+            raise UsageError(
+                f"'{snapshot.name}' is a snapshot of {snapshot.machine_name}, not of {machine.name}.",
+                hint=f"forget it there, if you mean it: forget {snapshot.machine_name} {snapshot.name}"
+                if snapshot.kind != "ready"
+                else f"it goes with its image: images --delete {snapshot.machine_name}",
+            )
     with ui.progress(f"forget {in_words(names)}"):
         for snapshot in chosen:
             snapshot.forget()

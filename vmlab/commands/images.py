@@ -43,10 +43,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(lab: Lab, name: str, ui: UI) -> None:
-    """Build one image anew, or all built-in ones as far as they are not, and keep their booted states."""
+    """Build one image anew, or all built-in ones that are not what their recipe says, and keep their booted states."""
     if name == "all":
-        chosen = [image for image in lab.images if image.builtin and not image.ready]
-        missing = {image.name for image in chosen if not image.built}
+        chosen = [image for image in lab.images if image.builtin and not (image.ready and image.current)]
+        missing = {image.name for image in chosen if not (image.built and image.current)}
     else:
         chosen = [lab.image(name)]
         missing = {name}

@@ -360,5 +360,9 @@ def available_memory() -> int:
     with contextlib.suppress(OSError, ValueError):
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        found = min(found, max(limit - used, 0))
+        for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines():
+            # The page cache counts as used there, and is given up when it is needed.
+            if line.startswith(("active_file ", "inactive_file ")):
+                used -= int(line.split()[1])
+        found = min(found, max(limit - max(used, 0), 0))
     return found or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -128,7 +128,7 @@ def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
             screen = same or _only_cursor(folder / "screen.png", scratch / "screen.png")
             if not screen:
                 differences.append("the screen")
-        digest = ram_now(store, domain, scratch)
+        digest = ram_now(store, domain, scratch, save.may_take(store, machine, domain, record.ram.size))
         expected = record.ram.digest or load.ram_digest(store, record)
         if digest != expected:
             differences.append("the RAM")
@@ -152,10 +152,10 @@ def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
         held.close()
 
 
-def ram_now(store: Store, domain: Domain, scratch: Path) -> str:
+def ram_now(store: Store, domain: Domain, scratch: Path, expected: int) -> str:
     """Return the fingerprint of a stopped guest's RAM, as QEMU itself writes it into ``scratch``; it stays stopped."""
     with domain.events() as events:
-        save.write_stream(domain, scratch, save.resident(domain, 1 << 62), store, events)
+        save.write_stream(domain, scratch, expected, store, events)
     path = scratch / "ram"
     try:
         return mapped_ram.digest([(path, mapped_ram.parse(path))])

@@ -63,7 +63,7 @@ class _Pause:
 def offline(store: Store, machine: MachineRecord, name: str, description: str, kind: str = "snapshot") -> str:
     """Freeze the disks of a machine that is off, and return the new snapshot's id; the machine gets new layers.
 
-    A machine that is *suspended* keeps its RAM: the new snapshot shares that of the one it would continue from.
+    It holds no RAM; what a suspended machine would continue is a snapshot already.
     """
     identity = new_id()
     record, lower = _record(store, machine, identity, kind, ram=None), machine.layers
@@ -134,7 +134,7 @@ def live(
             machine.pending = {"doing": "snapshot", "layers": upper, "state": state}
             store.save_machine(machine)
         try:
-            write_stream(domain, folder, resident(domain, size), store, events, pause)
+            write_stream(domain, folder, may_take(store, machine, domain, size), store, events, pause)
             if upper:
                 domain.switch_disks({target: store.layer_path(layer) for target, layer in upper.items()})
             registers = domain.hmp("info registers -a")
@@ -241,6 +241,13 @@ def _present_delta(
         record = replace(record, state=state, total_ms=round((time.monotonic() - started) * 1000, 1))
         _finish(folder, record, Label("before the revert", machine.here))
     return identity
+
+
+def may_take(store: Store, machine: MachineRecord, domain: Domain, size: int) -> int:
+    """Return the most bytes of RAM that a snapshot of the guest can take: what it has of its own, and what it maps."""
+    base = mapped_base(store, machine)
+    below = allocated(store.snapshot_folder(base.id) / "ram") if base is not None else 0
+    return min(size, resident(domain, size) + below)
 
 
 def resident(domain: Domain, size: int) -> int:
@@ -479,6 +486,7 @@ __all__ = [
     "host_cpu",
     "live",
     "mapped_base",
+    "may_take",
     "offline",
     "present",
     "present_layers",

@@ -293,13 +293,15 @@ def _allow_no_core_dumps(who: Account) -> None:
     guest starts. A configuration that is there already is not touched.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    if hard == resource.RLIM_INFINITY or os.geteuid() == 0:
+    if hard == resource.RLIM_INFINITY:
         return
-    config = _xdg("XDG_CONFIG_HOME", who.home / ".config") / "libvirt" / "qemu.conf"
+    folder = who.home / ".config" if who.is_service else _xdg("XDG_CONFIG_HOME", who.home / ".config")
+    config = folder / "libvirt" / "qemu.conf"
     if not config.exists():
         who.make_dir(config.parent, 0o700)
         why = "# Written by vmlab: core dumps are not allowed here, and libvirt asks for them by default."
         config.write_text(f"{why}\nmax_core = 0\n")
+        who.own(config)
     elif not re.search(r"^\s*max_core\s*=", config.read_text(), re.MULTILINE):
         raise HostError(
             "libvirt asks for core dumps of guests, which this session may not have (ulimit -Hc), so none would start.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ import libvirt
 
 from vmlab.errors import HypervisorError
 from vmlab.hypervisor import account as accounts
+
+#: How often to try to reach libvirtd.
+OPEN_TRIES = 5
 
 _lock = threading.Lock()
 _connections: dict[str, libvirt.virConnect] = {}
@@ -59,16 +63,28 @@ def connect(account: accounts.Account | None = None) -> libvirt.virConnect:
                 if known.isAlive():
                     return known
             _connections.pop(account.uri, None)
+        _connections[account.uri] = connection = _open(account)
+        return connection
+
+
+def _open(account: accounts.Account) -> libvirt.virConnect:
+    for attempt in range(1, OPEN_TRIES + 1):
         accounts.ensure_daemon(account)
         try:
             connection = libvirt.open(account.uri)
             connection.setKeepAlive(5, 6)
         except libvirt.libvirtError as error:
-            raise HypervisorError(
-                "libvirt cannot be reached.", hint="`vmlab doctor` shows what is missing", libvirt=str(error)
-            ) from error
-        _connections[account.uri] = connection
-        return connection
+            # A daemon that is just ending still takes a connection, and drops it.
+            if attempt == OPEN_TRIES:
+                raise HypervisorError(
+                    "libvirt cannot be reached.",
+                    hint="`vmlab doctor` shows what is missing",
+                    libvirt=str(error),
+                ) from error
+            time.sleep(0.1 * attempt)
+        else:
+            return connection
+    raise AssertionError
 
 
 #: libvirt's codes for "the connection to the daemon is gone": worth one more try with a new connection.

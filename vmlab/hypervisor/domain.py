@@ -26,7 +26,6 @@ _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: "running",
     libvirt.VIR_DOMAIN_BLOCKED: "running",
     libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "off",
     libvirt.VIR_DOMAIN_SHUTOFF: "off",
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
@@ -37,6 +36,10 @@ T = TypeVar("T")
 
 #: The most seconds to wait for libvirt to connect to a guest's agent.
 CONNECT_SECONDS = 4
+
+
+#: Seconds that a QEMU whose guest has powered off may take to end.
+ENDING_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
@@ -120,16 +123,25 @@ class Domain:
         """Return ``running``, ``paused``, ``crashed`` or ``off``."""
         try:
             with translated(f"tell the state of {self.name}"):
-                return _STATES.get(self._find().state()[0], "off")
+                return self._state_now()
         except WrongState:
             return "off"
         except HypervisorError:
             # The domain ended between the two calls, or libvirtd was restarted: the second try tells.
             try:
                 with translated(f"tell the state of {self.name}"):
-                    return _STATES.get(self._find().state()[0], "off")
+                    return self._state_now()
             except WrongState:
                 return "off"
+
+    def _state_now(self) -> str:
+        end = time.monotonic() + ENDING_TIMEOUT
+        while True:
+            state = self._find().state()[0]
+            # The guest has powered off, and QEMU is still closing its disks: not off before it has.
+            if state != libvirt.VIR_DOMAIN_SHUTDOWN or time.monotonic() > end:
+                return _STATES.get(state, "running" if state == libvirt.VIR_DOMAIN_SHUTDOWN else "off")
+            time.sleep(0.01)
 
     @property
     def disk_full(self) -> bool:
