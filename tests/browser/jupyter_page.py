@@ -161,6 +161,9 @@ class Notebook:
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
+        # On a busy host JupyterLab sometimes asks which kernel to take although the notebook names it.
+        asked = page.locator(".jp-Dialog", has_text="Select Kernel")
+        page.add_locator_handler(asked, lambda dialog: dialog.locator(".jp-mod-accept").click())
         page.goto(url)
         expect(page.locator(".jp-Notebook .jp-Cell").first).to_be_visible(timeout=OPEN)
         self.wait_for_kernel()
