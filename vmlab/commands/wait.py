@@ -8,7 +8,7 @@ wait web                                   # until commands can be run
 wait web --port 80 --timeout 30
 wait web --serial 'login:'
 wait d1 --screen-still                     # until its screen stops changing
-wait web --until "test -e /tmp/done"
+wait web --until "test -e /run/done"
 """
 
 from __future__ import annotations
