@@ -310,7 +310,8 @@ install_locked() {  # install_locked LOCK
     # is compiled with the pinned tools just installed.
     pip_install --require-hashes -r "$ROOT/requirements-build.lock" &&
         pip_install --require-hashes --no-build-isolation -r "$ROOT/$1" &&
-        pip_install --no-deps --no-build-isolation --editable "$ROOT" &&
+        # Its JavaScript is made by ensure_extension, again whenever it has changed.
+        HATCH_JUPYTER_BUILDER_SKIP_NPM=1 pip_install --no-deps --no-build-isolation --editable "$ROOT" &&
         # JupyterLab's question about news, before anything else, would be the first thing that a newcomer sees.
         "$VENV/bin/jupyter" labextension disable --level=sys_prefix "@jupyterlab/apputils-extension:announcements"
 }
@@ -352,6 +353,35 @@ ensure_venv() {
     venv_digest "$lock" >"$VENV/.vmlab-stamp-$kind"
 }
 
+# --- JavaScript ----------------------------------------------------------------------------------------------------------
+
+# What extension/ is built from, as one digest.
+extension_digest() {
+    (cd "$ROOT/extension" && find package.json package-lock.json tsconfig.json install.json src style schema -type f -print0 |
+        sort -z | xargs -0 sha256sum) | sha256sum | cut -d' ' -f1
+}
+
+build_extension() {
+    # Node and npm are the environment's own; the registry is the one that npm is configured for.
+    cd "$ROOT/extension" && npm ci --no-audit --no-fund && npm run build
+}
+
+# Build extension/ unless what is there is current, and have JupyterLab find it.
+ensure_extension() {
+    local stamp=$ROOT/vmlab/static/.stamp link=$VENV/share/jupyter/labextensions/vmlab
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$(extension_digest)" ]; then
+        PATH=$VENV/bin:$PATH step "Building the JupyterLab extension (half a minute)" build_extension ||
+            die "the JupyterLab extension could not be built (last lines above)." "check 'npm config get registry', then run this again"
+        extension_digest >"$stamp"
+    fi
+    # A link, so that what is built again is what JupyterLab shows.
+    if [ "$(readlink "$link")" != "$ROOT/vmlab/labextension" ]; then
+        rm -rf "$link"
+        mkdir -p "$(dirname "$link")"
+        ln -s "$ROOT/vmlab/labextension" "$link"
+    fi
+}
+
 # --- everything --------------------------------------------------------------------------------------------------------
 
 # Build and boot those built-in guests that are missing or out of date; with progress, a second or two if there are none.
@@ -369,6 +399,7 @@ setup() {  # setup lab|dev
     fi
     ensure_account
     ensure_venv "$1"
+    ensure_extension
     trap - EXIT
     cleanup_log
 }
