@@ -143,7 +143,9 @@ def test_scripts_that_are_shown_exist_and_can_be_run() -> None:
 def test_options_of_scripts_that_are_shown_exist() -> None:
     for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         for script, option in re.findall(r"(scripts/\w+) (--[a-z-]+)", read(document)):
-            source = read(script) + (read("scripts/benchmark.py") if script == "scripts/bench" else "")
+            source = read(script)
+            if script == "scripts/bench":
+                source += "".join(path.read_text() for path in (ROOT / "scripts").glob("benchmark_*.py"))
             assert option in source, f"{document} says {script} {option}"
 
 
