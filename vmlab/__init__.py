@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vmlab.render import console as _console
+
 if TYPE_CHECKING:
     from vmlab.guest.agent import CommandResult
     from vmlab.guest.screen import Screenshot
@@ -57,6 +59,16 @@ def __getattr__(name: str) -> Any:
     return module if name == "errors" else getattr(module, name)
 
 
+def _show_consoles(machines: list[Machine], kind: _console.Kind, options: dict[str, Any]) -> Any:
+    # Whoever calls Machine.console() may never have loaded %vm; ipywidgets is imported only in a notebook.
+    from vmlab import notebook
+
+    return notebook.consoles(machines, kind, options)
+
+
+_console.surface = _show_consoles
+
+
 def load_ipython_extension(shell: Any) -> None:
     """Make ``%vm`` and ``%%vm`` available: what ``%load_ext vmlab`` calls."""
     from vmlab import notebook
@@ -69,3 +81,15 @@ def unload_ipython_extension(shell: Any) -> None:
     from vmlab import notebook
 
     notebook.unload_ipython_extension(shell)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    """Name the Jupyter server extension: what the Jupyter server calls when it starts."""
+    from vmlab.server.app import VMLabApp
+
+    return [{"module": "vmlab.server.app", "app": VMLabApp}]
+
+
+def _jupyter_labextension_paths() -> list[dict[str, str]]:
+    """Name the JupyterLab extension's built files: what ``jupyter labextension`` asks for."""
+    return [{"src": "labextension", "dest": "vmlab"}]

@@ -199,6 +199,7 @@ def test_magics_in_notebooks_parse(path: Path) -> None:
 
 def test_the_version_is_said_once() -> None:
     assert tomllib.loads(read("pyproject.toml"))["project"]["version"] == vmlab.__version__
+    assert json.loads(read("extension/package.json"))["version"] == vmlab.__version__
     assert f"## [{vmlab.__version__}]" in read("CHANGELOG.md")
 
 

@@ -247,6 +247,11 @@ def _answers(path: Path) -> bool:
         return True
 
 
+def daemon_answers(who: Account) -> bool:
+    """Whether the account's libvirt daemon runs; it is not started."""
+    return _answers(who.socket)
+
+
 def ensure_daemon(who: Account | None = None) -> None:
     """Make sure that the account's libvirt daemon answers; start it if it does not.
 

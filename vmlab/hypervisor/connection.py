@@ -67,6 +67,15 @@ def connect(account: accounts.Account | None = None) -> libvirt.virConnect:
         return connection
 
 
+def disconnect(account: accounts.Account) -> None:
+    """Close this process's connection to the account's libvirtd, if any; the next :func:`connect` opens another."""
+    with _lock:
+        known = _connections.pop(account.uri, None)
+    if known is not None:
+        with contextlib.suppress(libvirt.libvirtError):
+            known.close()
+
+
 def _open(account: accounts.Account) -> libvirt.virConnect:
     for attempt in range(1, OPEN_TRIES + 1):
         accounts.ensure_daemon(account)

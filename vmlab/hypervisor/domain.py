@@ -421,13 +421,15 @@ class SerialStream:
     def send(self, data: bytes) -> None:
         """Write all of ``data``."""
         while data:
-            with translated("write to the serial line"):
-                sent = self._stream.send(data)
-            if sent > 0:
+            if sent := self.try_send(data):
                 data = data[sent:]
             else:
-                # -2: its buffer is full; the guest has to read first.
                 time.sleep(0.005)
+
+    def try_send(self, data: bytes) -> int:
+        """Write what there is room for, and return how many bytes that was; 0 until the guest has read."""
+        with translated("write to the serial line"):
+            return max(int(self._stream.send(data)), 0)
 
     def close(self) -> None:
         """Let go of the line."""

@@ -1,0 +1,137 @@
+"""Watching the store: which machine, snapshot or image was changed, by whatever process.
+
+The kernel's own notification (inotify) tells, so nothing is polled. Records are replaced by renames, and locks are
+written to when they are taken and given back; only these are listened for, so that neither a guest that writes its
+serial log nor a snapshot that writes gigabytes of RAM costs anything here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from asyncinotify import Event, Inotify, Mask
+
+#: A folder's entries come and go by these. Records and finished folders are renamed into place.
+_ENTRIES = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.ONLYDIR
+_RENAMED = Mask.MOVED_TO | Mask.ONLYDIR
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something in the store changed.
+
+    Attributes
+    ----------
+    what
+        ``machine``: its record, or it came or went. ``lock``: somebody began or ended work on it. ``snapshot``: it
+        came, went, or was renamed. ``image``: it came or went. ``lost``: more than could be told; look at everything.
+    name
+        The machine's or image's name, or the snapshot's id; empty for ``lost``.
+    """
+
+    what: Literal["machine", "lock", "snapshot", "image", "lost"]
+    name: str = ""
+
+
+class StoreWatch:
+    """The changes of a store, as an async iterator; use it as a context manager.
+
+    Parameters
+    ----------
+    home
+        The store's folder.
+
+    Examples
+    --------
+    >>> with StoreWatch(lab.home) as watch:  # doctest: +SKIP
+    ...     async for change in watch.changes():
+    ...         print(change)
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._inotify = Inotify()
+        # Folders with one folder each for what they hold: what it is, and the file in it whose replacement is a change.
+        self._kinds: dict[Path, tuple[Literal["machine", "snapshot"], str]] = {
+            home / "machines": ("machine", "machine.json"),
+            home / "snapshots": ("snapshot", "label.json"),
+        }
+        self._inotify.add_watch(home / "locks", Mask.MODIFY | Mask.ONLYDIR)
+        self._inotify.add_watch(home / "images", _RENAMED | Mask.MOVED_FROM)
+        for folder in self._kinds:
+            self._inotify.add_watch(folder, _ENTRIES)
+            for child in folder.iterdir():
+                self._follow(child)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._inotify.close()
+
+    def _follow(self, folder: Path) -> None:
+        if not folder.name.startswith("."):
+            # It may be gone again.
+            with contextlib.suppress(OSError):
+                self._inotify.add_watch(folder, _RENAMED)
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """Yield each change, as it happens; the same one may come twice."""
+        async for event in self._inotify:
+            change = self._change(event)
+            if change is not None:
+                yield change
+
+    def _change(self, event: Event) -> Change | None:
+        if Mask.Q_OVERFLOW in event.mask:
+            return Change("lost")
+        path = event.path
+        if path is None or event.name is None:
+            return None
+        folder, name = path.parent, path.name
+        if name.startswith("."):
+            return None
+        if folder == self.home / "locks":
+            return Change("lock", path.stem)
+        if folder == self.home / "images":
+            return Change("image", name)
+        if folder in self._kinds:
+            if event.mask & (Mask.CREATE | Mask.MOVED_TO):
+                # Before it is told: whatever is written to it later is told too.
+                self._follow(path)
+            return Change(self._kinds[folder][0], name)
+        kind, file = self._kinds.get(folder.parent, ("machine", ""))
+        return Change(kind, folder.name) if name == file else None
+
+
+def doing(home: Path, name: str) -> str | None:
+    """Return what the holder of a machine's lock is doing (``snapshot``, ``revert`` ...), or None if nobody holds it.
+
+    It asks without waiting, and disturbs nobody who takes the lock.
+    """
+    try:
+        fd = os.open(home / "locks" / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        text = os.pread(fd, 4096, 0)
+        if not text:
+            return None
+        # Written, and not by somebody who died with it: then a shared lock cannot be had.
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = json.loads(text).get("doing")
+            return str(what) if what else None
+        return None
+    except (ValueError, AttributeError, OSError):
+        return None
+    finally:
+        os.close(fd)
