@@ -17,7 +17,7 @@ from vmlab.errors import CommandFailed, MachineErrors, NotFound, UsageError, Wro
 from vmlab.guest.agent import CommandResult
 
 VERBS = """create list start stop kill pause resume delete rename snapshot tree revert undo fork forget describe verify
-exec script put get keys type screenshot serial wait images import limits doctor collect help"""
+console exec script put get keys type screenshot serial wait images import limits doctor collect help"""
 
 
 class Recorder(QuietUI):

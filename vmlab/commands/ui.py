@@ -101,6 +101,8 @@ class UI(ABC):
 
     #: Whether pictures can be shown in place; else a verb writes a file.
     pictures = False
+    #: Whether a live console can be shown in place; else a verb opens one in a browser.
+    consoles = False
     #: What stands before a verb in examples: ``%vm `` or ``vmlab ``.
     prefix = "vmlab "
     #: Whether the person sees output as it comes; not if the result is printed as JSON at the end.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load_ipython_extension", "unload_ipython_extension"]
+if TYPE_CHECKING:
+    from vmlab.machine import Machine
+    from vmlab.render.console import Kind
+
+__all__ = ["consoles", "load_ipython_extension", "unload_ipython_extension"]
 
 
 def load_ipython_extension(ip: Any) -> None:
@@ -19,3 +24,13 @@ def unload_ipython_extension(ip: Any) -> None:
     from vmlab.notebook.magics import unload
 
     unload(ip)
+
+
+def consoles(machines: list[Machine], kind: Kind, options: dict[str, Any]) -> Any | None:
+    """Return live consoles of these machines; None if this process is no notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+        return None
+    from vmlab.notebook.console import consoles as made
+
+    return made(machines, kind, options)

@@ -159,6 +159,7 @@ class NotebookUI(UI):
     """Shows progress and output in the cell."""
 
     pictures = True
+    consoles = True
     prefix = "%vm "
 
     def progress(self, label: str) -> Progress:

@@ -1,0 +1,95 @@
+"""Show the live screen of machines, or their serial line, to work in.
+
+In a notebook they appear under the cell, and go on while cells run and after the kernel has died. In a terminal a
+browser page is opened for them: its address works once, on this host only, and ends with Ctrl-C or some minutes after
+the page was closed. With --serial the terminal itself becomes the machine's serial line; Ctrl-] leaves it.
+
+Examples
+--------
+console web
+console web db              # side by side
+console web --serial        # the serial line
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import tempfile
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmlab.commands import _arguments as words
+from vmlab.errors import UsageError
+from vmlab.render.results import Note
+
+if TYPE_CHECKING:
+    from vmlab.commands.ui import UI
+    from vmlab.lab import Lab
+    from vmlab.machine import Machine
+
+GROUP = "inside"
+ORDER = 6
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    words.machines(parser)
+    parser.add_argument("--serial", action="store_true", help="the serial line instead of the screen")
+
+
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Any:
+    """Return the consoles; in a terminal stay until they are closed."""
+    machines = words.chosen(lab, args.machines)
+    if ui.consoles:
+        from vmlab.render import console
+
+        return console.show(machines, "serial" if args.serial else "screen")
+    if args.serial:
+        if len(machines) != 1:
+            raise UsageError("A terminal is the serial line of one machine at a time.")
+        from vmlab.commands import _terminal
+
+        return _terminal.attach(machines[0], ui)
+    return _in_browser(lab, machines, ui)
+
+
+def _in_browser(lab: Lab, machines: list[Machine], ui: UI) -> Note:
+    from vmlab import gateway
+
+    names = ", ".join(machine.name for machine in machines)
+    running = None
+    try:
+        # In our process group: a Ctrl-C in the terminal ends it as well.
+        running = gateway.start([machine.name for machine in machines], lab.home, own_group=False)
+        ui.say(
+            f"{names}: {running.address}\n"
+            "Open it once, in one tab; whoever opens it first has the console. Ctrl-C here ends it."
+        )
+        with _opened(running.address):
+            running.process.wait()
+    except KeyboardInterrupt:
+        if running is None:
+            raise
+        # It got the same Ctrl-C, unless that was sent to us alone.
+        running.stop()
+    return Note(f"The console of {names} is closed.", machines=[machine.name for machine in machines])
+
+
+@contextlib.contextmanager
+def _opened(address: str) -> Iterator[None]:
+    """Open a browser where there is a screen to show it on."""
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="vmlab-console-") as folder:
+        # Through a file that only we can read: the words of a browser's command line are seen by everybody.
+        page = Path(folder) / "console.html"
+        page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">\n')
+        with contextlib.suppress(webbrowser.Error, OSError, subprocess.SubprocessError):
+            webbrowser.open(page.as_uri())
+        yield
