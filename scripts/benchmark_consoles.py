@@ -114,9 +114,9 @@ class Vnc:
         del self._have[:count]
         return data
 
-    def ask(self, *, incremental: bool, top: int = 0) -> None:
-        """Ask for the screen, or for what changed of it, below line ``top``."""
-        self._line.send(struct.pack(">BBHHHH", 3, incremental, 0, top, self.width, self.height - top))
+    def ask(self, *, incremental: bool) -> None:
+        """Ask for the screen, or for what changed of it."""
+        self._line.send(struct.pack(">BBHHHH", 3, incremental, 0, 0, self.width, self.height))
 
     def update(self, *, draw: bool = True) -> None:
         """Wait for one update, and draw it."""
@@ -138,9 +138,9 @@ class Vnc:
                 at = ((y + row) * self.width + x) * 4
                 self.screen[at : at + width * 4] = pixels[row * width * 4 : (row + 1) * width * 4]
 
-    def key(self, keysym: int) -> None:
-        """Press a key and let it go."""
-        self._line.send(struct.pack(">BBxxI", 4, 1, keysym) + struct.pack(">BBxxI", 4, 0, keysym))
+    def key(self, keysym: int, *, down: bool) -> None:
+        """Press a key, or let it go."""
+        self._line.send(struct.pack(">BBxxI", 4, down, keysym))
 
     def bottom(self) -> bytes:
         """Return the pixels of the last line of text."""
@@ -179,20 +179,29 @@ def websockify(path: Path) -> Iterator[Callable[[], Line]]:
         running.wait()
 
 
+def follow(client: Vnc, seconds: float) -> None:
+    """Draw what changes for some time."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        client.ask(incremental=True)
+        client.update()
+
+
 def key_to_pixel(client: Vnc, keysym: int) -> float | None:
     """Return the milliseconds from a key to the ship's move; None if it did not move (it stood at the edge)."""
-    top = client.height - SHIP_ROWS
-    client.ask(incremental=False, top=top)
-    client.update()
-    before = client.bottom()
+    follow(client, 0.15)  # what happened while the other way was measured
+    before, took = client.bottom(), None
     started = time.perf_counter()
-    client.key(keysym)
-    while time.perf_counter() - started < 1:
-        client.ask(incremental=True, top=top)
+    # Held until it shows: the game looks at the keyboard now and then, and would miss a short press.
+    client.key(keysym, down=True)
+    while took is None and time.perf_counter() - started < 1:
+        client.ask(incremental=True)
         client.update()
         if client.bottom() != before:
-            return (time.perf_counter() - started) * 1000
-    return None
+            took = (time.perf_counter() - started) * 1000
+    client.key(keysym, down=False)
+    follow(client, 0.15)  # until the game has seen that, too
+    return took
 
 
 def latency(lab: Lab, server: jupyter_page.Server, name: str, rounds: int) -> dict[str, list[float]]:
@@ -205,6 +214,9 @@ def latency(lab: Lab, server: jupyter_page.Server, name: str, rounds: int) -> di
         start.revert()
         assert game.vnc_socket
         ways = {"straight": Vnc(Socket(game.vnc_socket)), "vmlab": Vnc(jupyter_line(server, name))}
+        for client in ways.values():
+            client.ask(incremental=False)
+            client.update()
         for turn in range(10):
             for way, client in ways.items():
                 # Left and right in turn, so that the ship stays away from the edges.
