@@ -1,0 +1,84 @@
+/** What is said when there is no live screen, and what helps. */
+import { face, type Face, type State } from './link';
+
+export type Help = 'start' | 'resume' | 'kill' | 'retry';
+
+export interface Words {
+  face: Face;
+  title: string;
+  detail: string;
+  help: { action: Help; label: string } | null;
+}
+
+const DOING: Record<string, string> = {
+  revert: 'Reverting …',
+  undo: 'Taking back the last revert …',
+  snapshot: 'Taking a snapshot …',
+  fork: 'Forking …',
+  start: 'Starting …',
+  stop: 'Shutting down …',
+  kill: 'Switching off …',
+  pause: 'Pausing …',
+  resume: 'Resuming …',
+  delete: 'Deleting …',
+  rename: 'Renaming …',
+  create: 'Being created …',
+  verify: 'Checking a snapshot …'
+};
+
+/** What is being done to a machine, as a person reads it. */
+export function doingWords(doing: string): string {
+  return DOING[doing] ?? `Busy (${doing}) …`;
+}
+
+function again(state: State, now: number): string {
+  if (state.retryAt === null) {
+    return 'Trying again …';
+  }
+  const seconds = Math.ceil((state.retryAt - now) / 1000);
+  return seconds > 1 ? `Trying again in ${seconds} s.` : 'Trying again …';
+}
+
+/** `can`: whether there is an API to act through. */
+export function words(state: State, name: string, can: boolean, now: number): Words {
+  const shown = face(state);
+  const say = (title: string, detail = '', action?: Help, label?: string): Words => ({
+    face: shown,
+    title,
+    detail,
+    help: action && label && (can || action === 'retry') ? { action, label } : null
+  });
+  switch (shown) {
+    case 'live':
+      return say('');
+    case 'paused':
+      return say('Paused', 'The guest stands still; nothing is lost.', 'resume', 'Resume');
+    case 'crashed':
+      return say(`${name} has crashed`, 'This is its last picture.', 'kill', 'Switch off');
+    case 'connecting':
+      return say('Connecting …');
+    case 'waiting':
+      return say('The connection was lost', again(state, now), 'retry', 'Try now');
+    case 'busy':
+      return say(doingWords(state.doing ?? ''));
+    case 'off':
+      return state.machine === 'suspended'
+        ? say(`${name} is suspended`, 'It goes on where it was.', 'start', 'Continue')
+        : say(`${name} is off`, '', 'start', 'Start');
+    case 'gone':
+      return say(`There is no machine named ${name}`, 'It was deleted or renamed.', 'retry', 'Look again');
+    case 'forbidden':
+      return say(
+        'Jupyter does not let you in',
+        'You are signed out, or may not use consoles. Reload the page to sign in.',
+        'retry',
+        'Try again'
+      );
+    case 'unreachable':
+      return navigator.onLine
+        ? say('The server does not answer', again(state, now), 'retry', 'Try now')
+        : say('You are offline', 'It comes back by itself when you are online.', 'retry', 'Try now');
+    case 'hypervisor':
+      return say('libvirt does not answer', again(state, now), 'retry', 'Try now');
+  }
+}

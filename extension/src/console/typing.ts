@@ -1,0 +1,58 @@
+/** Typing text into a guest, key by key, so that it works in any guest: at a login prompt, in a boot loader. */
+import { type Key, keysOf, typeable } from './keys';
+import type { Api } from './types';
+
+/** How text gets in: a piece at a time, so that it can be stopped. */
+export interface Typist {
+  /** characters in a piece */
+  readonly piece: number;
+  type(text: string): Promise<void>;
+}
+
+/** Through the server, which knows when the guest has read a key: nothing is lost, however slow the guest is. */
+export function serverTypist(api: Api, machine: string): Typist {
+  return {
+    piece: 40,
+    type: async text => {
+      await api.post(`machines/${encodeURIComponent(machine)}/type`, { text });
+    }
+  };
+}
+
+/** QEMU's keyboard forgets keys that come faster than the guest reads them: ms between two characters. */
+const PACE_MS = 25;
+
+/** Over the VNC connection, where there is no server. */
+export function vncTypist(send: (keys: readonly Key[]) => void): Typist {
+  return {
+    piece: 1,
+    type: async text => {
+      for (const character of text) {
+        const keys = keysOf(character);
+        if (keys) {
+          send(keys);
+          await new Promise(resolve => setTimeout(resolve, PACE_MS));
+        }
+      }
+    }
+  };
+}
+
+/**
+ * Type a text; returns the characters that no key gives and that were left out.
+ *
+ * `progress` is told the part done, from 0 to 1; `signal` stops it between two pieces.
+ */
+export async function typeText(
+  text: string,
+  typist: Typist,
+  progress: (fraction: number) => void,
+  signal: AbortSignal
+): Promise<string[]> {
+  const { text: kept, left } = typeable(text);
+  for (let at = 0; at < kept.length && !signal.aborted; at += typist.piece) {
+    await typist.type(kept.slice(at, at + typist.piece));
+    progress(Math.min(1, (at + typist.piece) / kept.length));
+  }
+  return left;
+}
