@@ -1,10 +1,9 @@
-import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { consolesPlugin } from './plugins/consoles';
+import { modelPlugin } from './plugins/model';
+import { panelPlugin } from './plugins/panel';
+import { savedPlugin } from './plugins/saved';
+import { statusPlugin } from './plugins/status';
 
-const plugin: JupyterFrontEndPlugin<void> = {
-  id: 'vmlab:plugin',
-  description: 'Machines, snapshot trees and live consoles.',
-  autoStart: true,
-  activate: (_app: JupyterFrontEnd) => {}
-};
+export { ILabModel } from './tokens';
 
-export default plugin;
+export default [modelPlugin, panelPlugin, consolesPlugin, savedPlugin, statusPlugin];

@@ -1,0 +1,239 @@
+import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
+
+import { ApiError } from './api';
+import type { Verb } from './api';
+import type { LabModel } from './model';
+import type { IMachine, INode } from './types';
+import { count, size } from './units';
+
+/** Milliseconds: how long a notification with an offer stays. */
+const OFFER = 10000;
+
+/** Characters of a notification that JupyterLab shows; it cuts the rest off. */
+const SHOWN = 140;
+
+/** Show what went wrong and what to do next. */
+export function showTrouble(error: unknown): void {
+  const message = error instanceof Error ? error.message : String(error);
+  const hint = error instanceof ApiError && error.hint ? `Next: ${error.hint}` : '';
+  const whole = hint ? `${message}\n${hint}` : message;
+  if (whole.length <= SHOWN) {
+    Notification.error(whole, { autoClose: false });
+    return;
+  }
+  Notification.error(message, {
+    autoClose: false,
+    actions: [
+      {
+        label: 'What to Do',
+        callback: () =>
+          void showDialog({
+            title: message,
+            body: hint || message,
+            buttons: [Dialog.okButton({ label: 'Close' })]
+          })
+      }
+    ]
+  });
+}
+
+/**
+ * What people do to machines and snapshots, with the questions and the answers on screen.
+ */
+export class Actions {
+  constructor(private _model: LabModel) {}
+
+  act(machine: string, verb: Verb): Promise<void> {
+    return this._try(machine, verb, () => this._model.api.act(machine, verb));
+  }
+
+  /** Take a snapshot at once, under the next free name. */
+  snapshot(machine: string, values: { name?: string; description?: string } = {}): Promise<void> {
+    return this._try(machine, 'snapshot', async () => {
+      const taken = await this._model.api.snapshot(machine, values);
+      const pause =
+        taken.live && typeof taken.pause_ms === 'number'
+          ? ` The guest stood still for ${Math.round(taken.pause_ms)} ms.`
+          : '';
+      Notification.success(`Snapshot “${taken.name}” of ${machine} taken.${pause}`);
+    });
+  }
+
+  async snapshotNamed(machine: string): Promise<void> {
+    const name = await InputDialog.getText({
+      title: `Take a Snapshot of ${machine}`,
+      label: 'Name',
+      placeholder: 'chosen for you if left empty',
+      okLabel: 'Take Snapshot'
+    });
+    if (name.button.accept) {
+      await this.snapshot(machine, name.value ? { name: name.value.trim() } : {});
+    }
+  }
+
+  /** Go back. No question first: it can be undone, and the notification says so. */
+  revert(machine: string, snapshot: INode): Promise<void> {
+    return this._try(machine, 'revert', async () => {
+      await this._model.api.revert(machine, snapshot.id);
+      Notification.success(`${machine} is back at “${snapshot.name}”. The present that it left is kept.`, {
+        autoClose: OFFER,
+        actions: [
+          {
+            label: 'Undo',
+            caption: `Bring back what ${machine} was before`,
+            callback: () => void this.act(machine, 'undo')
+          }
+        ]
+      });
+    });
+  }
+
+  fork(machine: string, snapshot?: INode, copies = 1): Promise<void> {
+    return this._try(machine, 'fork', async () => {
+      const made = await this._model.api.fork(machine, {
+        ...(snapshot ? { snapshot: snapshot.id } : {}),
+        count: copies
+      });
+      const names = made.map(one => one.name).join(', ');
+      Notification.success(`New from ${snapshot ? `“${snapshot.name}” of ` : ''}${machine}: ${names}`);
+    });
+  }
+
+  async forkMany(machine: string): Promise<void> {
+    const number = await InputDialog.getNumber({
+      title: `Fork ${machine}`,
+      label: 'How many new machines start from its present',
+      value: 2,
+      okLabel: 'Fork'
+    });
+    if (number.button.accept && number.value && number.value >= 1) {
+      await this.fork(machine, undefined, Math.floor(number.value));
+    }
+  }
+
+  /** @returns whether it worked; the name that was typed stays on screen otherwise. */
+  async rename(machine: string, name: string): Promise<boolean> {
+    return this._succeeds(machine, 'rename', () => this._model.api.rename(machine, name));
+  }
+
+  async renameSnapshot(node: INode, name: string): Promise<boolean> {
+    return this._succeeds(node.machine, 'rename', async () => {
+      await this._model.api.renameSnapshot(node.id, name);
+      await this._model.readTree(node.machine);
+    });
+  }
+
+  async describe(machine: IMachine): Promise<void> {
+    const text = await askText(`Describe ${machine.name}`, machine.description);
+    if (text !== null) {
+      await this._try(machine.name, 'describe', () => this._model.api.describe(machine.name, text));
+    }
+  }
+
+  async describeSnapshot(machine: string, node: INode): Promise<void> {
+    const text = await askText(`Describe “${node.name}”`, node.description);
+    if (text !== null) {
+      await this._try(machine, 'describe', async () => {
+        await this._model.api.describeSnapshot(node.id, text);
+        await this._model.readTree(machine);
+      });
+    }
+  }
+
+  async verify(machine: string, node: INode): Promise<void> {
+    const id = Notification.emit(
+      `Verifying “${node.name}” of ${machine}: it is continued in a throw-away guest …`,
+      'in-progress',
+      { autoClose: false }
+    );
+    try {
+      const found = await this._model.api.verify(node.id);
+      const same = [found.registers && 'registers', found.ram && 'RAM', found.screen && 'screen'].filter(
+        Boolean
+      );
+      Notification.update({
+        id,
+        type: found.ok ? 'success' : 'error',
+        message: found.ok
+          ? `“${node.name}” continues exactly where it was taken: ${same.join(', ')} identical.`
+          : `“${node.name}” would not continue exactly: ${found.differences.join('; ')}`,
+        autoClose: found.ok ? OFFER : false
+      });
+    } catch (error) {
+      Notification.dismiss(id);
+      showTrouble(error);
+    }
+  }
+
+  async forget(machine: string, node: INode): Promise<void> {
+    const result = await showDialog({
+      title: `Forget “${node.name}”?`,
+      body:
+        `The snapshot goes out of the tree of ${machine}, and with it what nothing else is built on ` +
+        `(at most ${size(node.size)}). Snapshots taken after it stay. This cannot be undone.`,
+      buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: 'Forget Snapshot' })],
+      defaultButton: 0
+    });
+    if (result.button.accept) {
+      await this._try(machine, 'forget', async () => {
+        await this._model.api.forget(node.id);
+        await this._model.readTree(machine);
+      });
+    }
+  }
+
+  async delete(machine: IMachine): Promise<void> {
+    const result = await showDialog({
+      title: `Delete ${machine.name}?`,
+      body: await this._whatGoes(machine),
+      buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: 'Delete Machine' })],
+      defaultButton: 0
+    });
+    if (result.button.accept) {
+      await this._try(machine.name, 'delete', () => this._model.api.delete(machine.name));
+    }
+  }
+
+  private async _whatGoes(machine: IMachine): Promise<string> {
+    const usage = this._model.usage(machine.name);
+    const tree = await this._model.api.tree(machine.name).catch(() => null);
+    const own =
+      tree?.snapshots.filter(node => node.kind === 'snapshot' && node.machine === machine.name) ?? [];
+    const goes = [
+      usage ? `its disks (${size(usage.disk)})` : 'its disks',
+      own.length
+        ? `${count(own.length, 'snapshot')} (${size(own.reduce((sum, node) => sum + node.size, 0))})`
+        : '',
+      machine.can_undo ? 'the present kept from before its last revert' : ''
+    ].filter(Boolean);
+    const list = goes.length > 1 ? `${goes.slice(0, -1).join(', ')} and ${goes[goes.length - 1]}` : goes[0];
+    return (
+      (machine.state === 'running' ? 'It runs, and is ended at once. ' : '') +
+      `With it goes ${list}. Machines forked from it stay. This cannot be undone.`
+    );
+  }
+
+  private async _try(machine: string, verb: string, call: () => Promise<unknown>): Promise<void> {
+    await this._succeeds(machine, verb, call);
+  }
+
+  private async _succeeds(machine: string, verb: string, call: () => Promise<unknown>): Promise<boolean> {
+    try {
+      await this._model.during(machine, verb, call);
+      return true;
+    } catch (error) {
+      showTrouble(error);
+      return false;
+    }
+  }
+}
+
+async function askText(title: string, text: string): Promise<string | null> {
+  const result = await InputDialog.getText({
+    title,
+    label: 'Description',
+    text,
+    okLabel: 'Save'
+  });
+  return result.button.accept ? (result.value ?? '').trim() : null;
+}

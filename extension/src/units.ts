@@ -1,0 +1,88 @@
+/**
+ * Sizes and times as people read them; the same words as `vmlab/render/units.py`.
+ */
+
+export function size(count: number | null | undefined): string {
+  if (count === null || count === undefined) {
+    return '–';
+  }
+  if (Math.abs(count) < 1024) {
+    return `${Math.round(count)} B`;
+  }
+  let value = count;
+  let unit = '';
+  for (unit of ['KiB', 'MiB', 'GiB', 'TiB']) {
+    value /= 1024;
+    if (Math.abs(value) < 1024) {
+      break;
+    }
+  }
+  return `${value.toFixed(Math.abs(value) < 9.95 ? 1 : 0)} ${unit}`;
+}
+
+/** One decimal below ten, so that an idle guest is seen to be idle. */
+export function percent(value: number): string {
+  return `${value.toFixed(value > 0 && value < 9.95 ? 1 : 0)} %`;
+}
+
+export function ago(when: Date, now = new Date()): string {
+  const seconds = (now.getTime() - when.getTime()) / 1000;
+  if (seconds < 2) {
+    return 'just now';
+  }
+  if (seconds < 60) {
+    return `${Math.floor(seconds)} s ago`;
+  }
+  if (seconds < 3600) {
+    return `${Math.floor(seconds / 60)} min ago`;
+  }
+  if (seconds < 86400) {
+    return `${Math.floor(seconds / 3600)} h ago`;
+  }
+  const days = Math.floor(seconds / 86400);
+  return days === 1 ? '1 day ago' : `${days} days ago`;
+}
+
+export function count(number: number, one: string, many = `${one}s`): string {
+  return `${number} ${number === 1 ? one : many}`;
+}
+
+/** What somebody is doing to a machine, said of the machine. */
+export function doingText(verb: string): string {
+  return DOING[verb] ?? `${verb} …`;
+}
+
+const DOING: Record<string, string> = {
+  create: 'being made …',
+  delete: 'being deleted …',
+  describe: 'being described …',
+  fork: 'forking …',
+  kill: 'ending …',
+  pause: 'pausing …',
+  rename: 'being renamed …',
+  resume: 'resuming …',
+  revert: 'reverting …',
+  snapshot: 'taking a snapshot …',
+  start: 'starting …',
+  stop: 'shutting down …',
+  undo: 'undoing the revert …'
+};
+
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$/;
+
+/** Why a name cannot be that of a machine or snapshot, in a sentence; null if it can. */
+export function nameTrouble(name: string): string | null {
+  return NAME.test(name)
+    ? null
+    : 'Use 1 to 40 letters, digits, “.”, “_” or “-”, starting with a letter or digit.';
+}
+
+/** A name like `wanted` that is not taken: `tiny`, `tiny-2`, `tiny-3` ... */
+export function freeName(wanted: string, taken: Iterable<string>): string {
+  const known = new Set(taken);
+  let name = wanted;
+  for (let number = 2; known.has(name); number++) {
+    name = `${wanted}-${number}`;
+  }
+  return name;
+}

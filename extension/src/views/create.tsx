@@ -1,0 +1,335 @@
+import { Dialog, ReactWidget } from '@jupyterlab/apputils';
+import { UseSignal } from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+import { ApiError } from '../api';
+import type { LabModel } from '../model';
+import { readForm } from '../newmachine';
+import type { IForm } from '../newmachine';
+import type { IImage, IMachine } from '../types';
+import { freeName, nameTrouble, size } from '../units';
+
+/** Ask for a new machine, and make it; what was typed stays until that has worked. */
+export async function createMachine(model: LabModel, image?: string): Promise<IMachine | null> {
+  const body = new CreateForm(model, image);
+  const dialog = new CreateDialog(body);
+  await dialog.launch();
+  return body.made;
+}
+
+/** A dialog that closes only when its machine is there, or when it is cancelled. */
+class CreateDialog extends Dialog<void> {
+  constructor(private _form: CreateForm) {
+    super({
+      title: 'New Machine',
+      body: _form,
+      buttons: [Dialog.cancelButton(), Dialog.okButton({ label: 'Create Machine' })],
+      focusNodeSelector: 'select'
+    });
+    this.addClass('jp-vmlab-create-dialog');
+  }
+
+  override resolve(index = 1): void {
+    if (index !== 1) {
+      super.resolve(index);
+      return;
+    }
+    void this._form.submit().then(made => {
+      if (made && !this.isDisposed) {
+        super.resolve(1);
+      }
+    });
+  }
+}
+
+class CreateForm extends ReactWidget {
+  constructor(
+    private _model: LabModel,
+    image?: string
+  ) {
+    super();
+    this.addClass('jp-vmlab-create');
+    const images = _model.images;
+    const first = images.find(one => one.name === image) ?? images.find(one => one.built) ?? images[0];
+    this._form = {
+      image: first?.name ?? '',
+      name: '',
+      memory: '',
+      vcpus: '',
+      network: '',
+      disk: '',
+      forwards: '',
+      firmware: '',
+      sound: '',
+      kernelArgs: '',
+      start: true
+    };
+  }
+
+  /** The machine, once it was made. */
+  made: IMachine | null = null;
+
+  /** @returns whether the machine was made; the dialog says why not. */
+  async submit(): Promise<boolean> {
+    if (this._busy) {
+      return false;
+    }
+    const asked = readForm({ ...this._form, name: this._name });
+    if (typeof asked === 'string') {
+      this._say(asked);
+      return false;
+    }
+    this._busy = true;
+    this._say('');
+    try {
+      // An image that is not there is built by the same request; what it says comes as events.
+      this.made = await this._model.api.create(asked);
+      await this._model.reload();
+      return true;
+    } catch (error) {
+      this._busy = false;
+      this._say(
+        error instanceof ApiError && error.hint
+          ? `${error.message} Next: ${error.hint}`
+          : String(error instanceof Error ? error.message : error)
+      );
+      return false;
+    }
+  }
+
+  protected render(): React.ReactElement {
+    return <UseSignal signal={this._model.changed}>{() => this._fields()}</UseSignal>;
+  }
+
+  /** What was typed, or the name that is proposed. */
+  private get _name(): string {
+    return (
+      this._form.name.trim() ||
+      freeName(
+        this._form.image || 'machine',
+        this._model.machines.map(machine => machine.name)
+      )
+    );
+  }
+
+  private _fields(): React.ReactElement {
+    const form = this._form;
+    const { images } = this._model;
+    const image = images.find(one => one.name === form.image);
+    const proposed = freeName(
+      form.image,
+      this._model.machines.map(machine => machine.name)
+    );
+    const trouble = form.name ? nameTrouble(form.name) : null;
+    const taken = !this._busy && this._model.machine(form.name) !== undefined;
+    return (
+      <fieldset disabled={this._busy}>
+        <Field label="Image" help={image?.description}>
+          <select
+            className="jp-mod-styled"
+            value={form.image}
+            onChange={event => this._set({ image: event.target.value })}
+          >
+            {images.map(one => (
+              <option key={one.name} value={one.name}>
+                {imageLabel(one)}
+              </option>
+            ))}
+          </select>
+        </Field>
+        <Field
+          label="Name"
+          help={trouble ?? (taken ? 'There is a machine of that name already.' : '')}
+          wrong={trouble !== null || taken}
+        >
+          <input
+            className="jp-mod-styled"
+            value={form.name}
+            placeholder={proposed}
+            maxLength={40}
+            spellCheck={false}
+            aria-invalid={trouble !== null || taken}
+            onChange={event => this._set({ name: event.target.value })}
+          />
+        </Field>
+        <div className="jp-vmlab-create-pair">
+          <Field label="Memory (MiB)">
+            <input
+              className="jp-mod-styled"
+              type="number"
+              min={1}
+              value={form.memory}
+              placeholder={image ? String(image.memory) : ''}
+              onChange={event => this._set({ memory: event.target.value })}
+            />
+          </Field>
+          <Field label="CPUs">
+            <input
+              className="jp-mod-styled"
+              type="number"
+              min={1}
+              value={form.vcpus}
+              placeholder={image ? String(image.vcpus) : ''}
+              onChange={event => this._set({ vcpus: event.target.value })}
+            />
+          </Field>
+        </div>
+        <Choice
+          label="Network"
+          value={form.network}
+          choices={{
+            '': 'as the image has it',
+            user: 'through the host, not reachable from outside',
+            none: 'none'
+          }}
+          onChange={network => this._set({ network })}
+        />
+        <details>
+          <summary>More</summary>
+          <Field label="Forwarded ports" help="Ports of this host that lead into the guest, such as 8080:80">
+            <input
+              className="jp-mod-styled"
+              value={form.forwards}
+              onChange={event => this._set({ forwards: event.target.value })}
+            />
+          </Field>
+          <Field label="System disk (GiB)" help="At least the size that the image has">
+            <input
+              className="jp-mod-styled"
+              type="number"
+              min={0}
+              step="any"
+              value={form.disk}
+              placeholder="as the image has it"
+              onChange={event => this._set({ disk: event.target.value })}
+            />
+          </Field>
+          <Choice
+            label="Firmware"
+            value={form.firmware}
+            choices={{
+              '': 'as the image has it',
+              bios: 'BIOS',
+              uefi: 'UEFI'
+            }}
+            onChange={firmware => this._set({ firmware })}
+          />
+          <Choice
+            label="Sound"
+            value={form.sound}
+            choices={{
+              '': 'as the image has it',
+              none: 'no sound card',
+              silent: 'a sound card that nobody hears',
+              wav: 'a sound card, recorded to a file'
+            }}
+            onChange={sound => this._set({ sound })}
+          />
+          <Field label="Kernel arguments" help="Added to the command line">
+            <input
+              className="jp-mod-styled"
+              value={form.kernelArgs}
+              spellCheck={false}
+              onChange={event => this._set({ kernelArgs: event.target.value })}
+            />
+          </Field>
+          <label className="jp-vmlab-check">
+            <input
+              type="checkbox"
+              checked={form.start}
+              onChange={event => this._set({ start: event.target.checked })}
+            />
+            Start it
+          </label>
+        </details>
+        {form.memory || form.vcpus || form.disk || form.firmware ? (
+          <p className="jp-vmlab-dim">
+            Other hardware than the image’s own: the guest boots, instead of going on from the image’s ready
+            state.
+          </p>
+        ) : null}
+        <div className="jp-vmlab-create-say" role="status" aria-live="polite">
+          {this._busy && this._progress()}
+          {this._trouble && <p className="jp-vmlab-wrong">{this._trouble}</p>}
+        </div>
+      </fieldset>
+    );
+  }
+
+  private _progress(): React.ReactElement {
+    const { image } = this._form;
+    const job = this._model.job(this._name) ?? this._model.job(image);
+    return (
+      <>
+        <p>{job?.text || 'Making the machine …'}</p>
+        <progress value={job?.fraction ?? undefined} />
+      </>
+    );
+  }
+
+  private _set(values: Partial<IForm>): void {
+    this._form = { ...this._form, ...values };
+    this._say('');
+  }
+
+  private _say(trouble: string): void {
+    this._trouble = trouble;
+    this.update();
+  }
+
+  private _busy = false;
+  private _form: IForm;
+  private _trouble = '';
+}
+
+function imageLabel(image: IImage): string {
+  return image.built
+    ? `${image.title} (${size(image.size)})`
+    : `${image.title}, not built yet: takes some minutes`;
+}
+
+function Field(props: {
+  label: string;
+  help?: string;
+  wrong?: boolean;
+  children: React.ReactElement;
+}): React.ReactElement {
+  const id = React.useId();
+  return (
+    <div className="jp-vmlab-field">
+      <label htmlFor={id}>{props.label}</label>
+      {React.cloneElement(props.children, {
+        id,
+        'aria-describedby': props.help ? `${id}-help` : undefined
+      })}
+      {props.help && (
+        <p id={`${id}-help`} className={props.wrong ? 'jp-vmlab-wrong' : 'jp-vmlab-dim'}>
+          {props.help}
+        </p>
+      )}
+    </div>
+  );
+}
+
+function Choice(props: {
+  label: string;
+  value: string;
+  choices: Record<string, string>;
+  onChange: (value: string) => void;
+}): React.ReactElement {
+  return (
+    <Field label={props.label}>
+      <select
+        className="jp-mod-styled"
+        value={props.value}
+        onChange={event => props.onChange(event.target.value)}
+      >
+        {Object.entries(props.choices).map(([value, label]) => (
+          <option key={value} value={value}>
+            {label}
+          </option>
+        ))}
+      </select>
+    </Field>
+  );
+}

@@ -1,0 +1,189 @@
+// @vitest-environment jsdom
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+
+import { LabModel } from '../src/model';
+import type { IMachine, IUsage } from '../src/types';
+import { FakeServer, lab, machine, node, refusal, tree, usage } from './fakes';
+
+let server: FakeServer;
+let model: LabModel;
+let machines: Map<string, IMachine>;
+let usages: IUsage[];
+let away: boolean;
+let said: string[];
+
+beforeEach(async () => {
+  server = new FakeServer();
+  machines = new Map([machine('web'), machine('db', { state: 'off' })].map(one => [one.name, one]));
+  usages = [usage('web'), usage('db', { state: 'off', memory_pss: 0 })];
+  away = false;
+  server.answer = ({ path }) => {
+    if (away) {
+      throw new TypeError('failed to fetch');
+    }
+    if (path === 'lab') {
+      return lab([...machines.values()]);
+    }
+    if (path === 'usage') {
+      return usages;
+    }
+    const [, name, rest] = /^machines\/([^/]+)(\/snapshots)?/.exec(path) ?? [];
+    const found = machines.get(name);
+    if (!found) {
+      return refusal(404, 'NotFound', `There is no machine named '${name}'.`);
+    }
+    return rest ? tree(name, [node('s1', null)], 's1') : found;
+  };
+  model = new LabModel(server.api, server.events);
+  said = [];
+  model.announced.connect((_, sentence) => said.push(sentence));
+  await model.ready;
+});
+
+afterEach(() => {
+  model.dispose();
+});
+
+/** Wait until something holds that needs answers of the server. */
+function until(check: () => void): Promise<void> {
+  return vi.waitFor(check, { timeout: 4000, interval: 5 });
+}
+
+describe('the first reading', () => {
+  it('fills the model, by name', () => {
+    expect(model.machines.map(one => one.name)).toEqual(['db', 'web']);
+    expect(model.running).toBe(1);
+    expect(model.memoryTaken).toBe(7);
+    expect(model.error).toBeNull();
+  });
+
+  it('says what is wrong, and recovers', async () => {
+    away = true;
+    await model.reload();
+    expect(model.error?.message).toContain('does not answer');
+    expect(model.machines).toHaveLength(2);
+    away = false;
+    await model.reload();
+    expect(model.error).toBeNull();
+  });
+});
+
+describe('events', () => {
+  it('make the page read what they name, and nothing else', async () => {
+    machines.set('web', machine('web', { state: 'paused' }));
+    server.requests = [];
+    server.push({ kind: 'machine', machine: 'web', state: 'paused' });
+    await until(() => expect(model.machine('web')?.state).toBe('paused'));
+    expect(server.asked('GET', 'machines/web')).toBe(1);
+    expect(server.asked('GET', 'machines/db')).toBe(0);
+    expect(said).toEqual(['web is paused']);
+  });
+
+  it('bring a new machine, and take one away', async () => {
+    machines.set('new', machine('new'));
+    server.push({ kind: 'machine', machine: 'new' });
+    await until(() => expect(model.machine('new')).toBeDefined());
+    machines.delete('new');
+    server.push({ kind: 'machine-gone', machine: 'new' });
+    expect(model.machine('new')).toBeUndefined();
+  });
+
+  it('about a machine that is gone meanwhile take it away', async () => {
+    machines.delete('web');
+    server.push({ kind: 'machine', machine: 'web' });
+    await until(() => expect(model.machine('web')).toBeUndefined());
+    expect(model.error).toBeNull();
+  });
+
+  it('of others are none of ours', async () => {
+    server.requests = [];
+    server.push({ kind: 'machine', machine: 'web' }, 'https://events.jupyter.org/contents');
+    await new Promise(resolve => setTimeout(resolve, 20));
+    expect(server.requests).toEqual([]);
+  });
+
+  it('about snapshots read a tree only if it is looked at', async () => {
+    server.push({ kind: 'snapshots', machine: 'web' });
+    await model.readTree('db');
+    expect(server.asked('GET', 'machines/web/snapshots')).toBe(0);
+    expect(model.tree('db')?.here).toBe('s1');
+    server.push({ kind: 'snapshots', machine: 'db' });
+    await until(() => expect(server.asked('GET', 'machines/db/snapshots')).toBe(2));
+    model.closeTree('db');
+    server.push({ kind: 'snapshots', machine: 'db' });
+    await new Promise(resolve => setTimeout(resolve, 20));
+    expect(server.asked('GET', 'machines/db/snapshots')).toBe(2);
+  });
+
+  it('of jobs are kept until the job has ended', () => {
+    server.push({ kind: 'job', image: 'desktop', text: 'unpacking', fraction: 0.5, done: false });
+    expect(model.job('desktop')).toEqual({ text: 'unpacking', fraction: 0.5 });
+    server.push({ kind: 'job', image: 'desktop', text: '', fraction: null, done: true });
+    expect(model.job('desktop')).toBeUndefined();
+  });
+
+  it('reach who has subscribed', () => {
+    const heard: string[] = [];
+    const stop = model.subscribe(event => heard.push(event.kind));
+    server.push({ kind: 'images' });
+    stop();
+    server.push({ kind: 'images' });
+    expect(heard).toEqual(['images']);
+  });
+});
+
+describe('verbs', () => {
+  it('show at once what is being done, and read the machine afterwards', async () => {
+    let finish = (): void => undefined;
+    const done = model.during('web', 'revert', () => new Promise<void>(resolve => (finish = resolve)));
+    expect(model.doing('web')).toBe('revert');
+    machines.set('web', machine('web', { here: 'clean' }));
+    finish();
+    await done;
+    expect(model.doing('web')).toBeNull();
+    await until(() => expect(model.machine('web')?.here).toBe('clean'));
+  });
+
+  it('that fail leave nothing under way', async () => {
+    const failing = model.during('web', 'stop', () => Promise.reject(new Error('no')));
+    await expect(failing).rejects.toThrow('no');
+    expect(model.doing('web')).toBeNull();
+  });
+});
+
+describe('usage', () => {
+  const view = {};
+
+  it('is asked for only while somebody looks', async () => {
+    expect(server.asked('GET', 'usage')).toBe(0);
+    model.wantUsage(view, 60000);
+    await until(() => expect(model.usage('web')?.cpu_percent).toBe(3));
+    expect(model.memoryTaken).toBe(50);
+    model.wantUsage(view, null);
+    model.wantUsage(view, 60000);
+    await until(() => expect(server.asked('GET', 'usage')).toBe(2));
+  });
+
+  it('that does not fit shows that events were missed', async () => {
+    machines.set('web', machine('web', { state: 'off' }));
+    machines.set('new', machine('new'));
+    usages = [usage('web', { state: 'off' }), usage('db', { state: 'off' }), usage('new')];
+    model.wantUsage(view, 50);
+    await until(() => expect(model.machine('new')).toBeDefined());
+    expect(model.machine('web')?.state).toBe('off');
+  });
+
+  it('reads everything again after the server was away, and tells the consoles', async () => {
+    const heard: string[] = [];
+    model.subscribe(event => heard.push(event.kind));
+    away = true;
+    model.wantUsage(view, 50);
+    await until(() => expect(model.error).not.toBeNull());
+    away = false;
+    machines.delete('db');
+    usages = [usage('web')];
+    await until(() => expect(model.error).toBeNull());
+    expect(model.machine('db')).toBeUndefined();
+    expect(heard).toEqual(['reload']);
+  });
+});
