@@ -34,6 +34,7 @@ from vmlab.diff import Side
 from vmlab.hypervisor.domain import versions
 from vmlab.lab import Lab
 from vmlab.machine import Machine
+from vmlab.snapshot import Snapshot
 
 #: What stands for a package: that many files in as many folders.
 PACKAGE_FILES, PACKAGE_FOLDERS = 120, 12
@@ -110,23 +111,20 @@ def measure(lab: Lab, machine: Machine, rounds: int, with_inside: bool) -> dict[
 
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
-        for snapshot in (clean, work):
-            shutil.rmtree(lab.store.compared_folder(snapshot.id), ignore_errors=True)
+        forget(lab, clean, work)
         for kept in ("cold", "kept"):
-            with clean.diff(work) as diff:
-                took, _ = timed(lambda diff=diff: [side.disks for side in (diff.before, diff.after)])  # type: ignore[misc]
-                add(f"page caches written out, {kept}", took)
-                took, files = timed(lambda diff=diff: diff.files)  # type: ignore[misc]
-                add("files", took)
-                exact(files, edited)
-                for layer in ("disk", "ram", "screen"):
-                    took, _ = timed(lambda diff=diff, layer=layer: diff.part(layer))  # type: ignore[misc]
-                    add(layer, took)
-                took, _ = timed(lambda diff=diff: (diff.registers, diff.devices))  # type: ignore[misc]
-                add("devices and registers", took)
             took, diff = timed(lambda: clean.diff(work).compare())
             add(f"all layers but inside, {kept}", took)
-            diff.close()
+            exact(diff.files, edited)
+        forget(lab, clean, work)
+        for kept in ("cold", "kept"):
+            diff = clean.diff(work)
+            took, _ = timed(lambda diff=diff: diff._both(lambda one: one.disks))  # type: ignore[misc]
+            add(f"page caches written out, {kept}", took)
+        add("files", timed(lambda diff=diff: diff.files)[0])  # type: ignore[misc]
+        for layer in ("disk", "ram", "screen"):
+            add(layer, timed(lambda layer=layer, diff=diff: diff.part(layer))[0])  # type: ignore[misc]
+        add("devices and registers", timed(lambda diff=diff: (diff.registers, diff.devices))[0])  # type: ignore[misc]
         took, side = timed(lambda: Side(lab, machine))
         add("the present, caught", took)
         side.snapshot.close()
@@ -141,6 +139,12 @@ def measure(lab: Lab, machine: Machine, rounds: int, with_inside: bool) -> dict[
         if took_virt is not None:
             add("files: virt-diff", took_virt)
     return figures
+
+
+def forget(lab: Lab, *snapshots: Snapshot) -> None:
+    """Delete what was written out of page caches before."""
+    for snapshot in snapshots:
+        shutil.rmtree(lab.store.compared_folder(snapshot.id), ignore_errors=True)
 
 
 def exact(files: Any, edited: list[str]) -> None:

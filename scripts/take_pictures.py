@@ -27,16 +27,19 @@ from vmlab.lab import Lab
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
 
-from jupyter_page import Notebook, browser_page, server, write_notebook  # noqa: E402
+from jupyter_page import Console, Notebook, browser_page, server, write_notebook  # noqa: E402
 
 #: The most bytes of a picture: they are part of every clone.
 LIMIT = 300_000
 #: Size of the page, and device pixels for each of its pixels: readable also where GitHub shows it smaller.
 WIDTH, HEIGHT, SCALE = 1060, 1230, 1.2
 
-#: The notebooks: one for the picture of a window, one for the picture of a tree and a table.
+APP_WIDTH, APP_HEIGHT = 1560, 790
+
+#: The notebooks: one that makes a machine, one for the picture of a tree and a table, one for that of the whole window.
+LOAD = "%load_ext vmlab\nfrom vmlab import Lab\n\nlab = Lab()"
 DESK = {
-    "load": "%load_ext vmlab\nfrom vmlab import Lab\n\nlab = Lab()",
+    "load": LOAD,
     "create": "%vm create desk desktop",
     "work": (
         'desk = lab["desk"]\ndesk.type("echo \'page 1\' > thesis.txt; ls\\n")\ndesk.pointer.move(610, 330)\n'
@@ -45,7 +48,7 @@ DESK = {
     "snapshot": '%vm snapshot desk tidy -d "all windows in place"',
 }
 TREE = {
-    "load": DESK["load"],
+    "load": LOAD,
     "wreck": "%%vm desk\nrm -rf /home/user/* /usr/share/fonts\npkill xclock; pkill xeyes",
     "keep": 'desk = lab["desk"]\ndesk.wait_for_screen(settle=1, tolerance=0.01)\n'
     'desk.snapshot("wrecked", "no clock, no eyes, no thesis")',
@@ -60,6 +63,12 @@ TREE = {
     "rest": "import time; time.sleep(8)",
     "tree": "%vm tree desk",
     "list": "%vm list",
+}
+APP = {
+    "load": LOAD,
+    "consoles": "%vm console desk web game",
+    "act": 'desk = lab["desk"]\ndesk.type("free -m\\n")\nlab["web"].type("httpd -h /var/www; uptime\\n")',
+    "snapshot": '%vm snapshot desk calm -d "before the next lesson"',
 }
 
 
@@ -142,6 +151,7 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
     own.mkdir()
     write_notebook(notebooks / "desk.ipynb", *DESK.values())
     write_notebook(notebooks / "tree.ipynb", *TREE.values())
+    write_notebook(notebooks / "app.ipynb", *APP.values())
     environment = {"VMLAB_HOME": str(lab.home)}
     with (
         server(notebooks, own, theme=theme, environment=environment) as jupyter,
@@ -150,21 +160,26 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
         nb = open_wide(page, jupyter.url("desk.ipynb"))
         for index in range(len(DESK)):
             nb.run(index)
-        # The window ends where the last cell does; 50 for what is below the notebook.
-        settle(nb, first=list(DESK).index("create"))
-        last = nb.cell(len(DESK) - 1).bounding_box()
-        assert last is not None
-        page.set_viewport_size({"width": WIDTH, "height": int(last["y"] + last["height"]) + 50})
-        settle(nb, first=list(DESK).index("create"))
-        save(page.screenshot(), folder / f"notebook-{theme}.png")
 
-        page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         nb = open_wide(page, jupyter.url("tree.ipynb"))
         for index in range(len(TREE)):
             nb.run(index)
         first = list(TREE).index("tree")
         settle(nb, first)
         save(page.screenshot(clip=around(nb, first, len(TREE) - 1)), folder / f"tree-{theme}.png")
+
+        page.set_viewport_size({"width": APP_WIDTH, "height": APP_HEIGHT})
+        nb = Notebook(page, jupyter.url("app.ipynb"))
+        page.locator('.jp-SideBar .lm-TabBar-tab[data-id="vmlab-panel"]').click()
+        for index in range(len(APP)):
+            nb.run(index)
+        page.get_by_role("button", name="Show the snapshots of desk", exact=True).click()
+        for name in ("desk", "web", "game"):
+            Console(nb.cell(1), name).expect_live()
+        # The pictures of the panel follow within some seconds.
+        page.wait_for_timeout(4000)
+        settle(nb, first=list(APP).index("consoles"))
+        save(page.screenshot(), folder / f"jupyterlab-{theme}.png")
 
 
 def open_wide(page: Page, url: str) -> Notebook:

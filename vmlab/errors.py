@@ -17,6 +17,7 @@ full traceback stays reachable through ``__cause__`` and ``__traceback__``.
     ├── NoMemory              not enough RAM for one more guest
     ├── SnapshotDamaged       a file of a snapshot is missing, truncated or altered
     ├── SnapshotIncompatible  this QEMU or CPU cannot continue that snapshot
+    ├── DiskUnreadable        a disk, or a file system on it, is damaged or of a kind that vmlab cannot read
     ├── ImageMissing          an image is gone or was never built
     ├── BuildFailed           an image could not be built or imported
     ├── AgentError            the guest agent refused or failed
@@ -157,6 +158,10 @@ class SnapshotDamaged(VMLabError):
 
 class SnapshotIncompatible(VMLabError):
     """The QEMU, CPU or accelerator of this host cannot continue the snapshot."""
+
+
+class DiskUnreadable(VMLabError):
+    """A disk, or a file system on it, is damaged or of a kind that vmlab cannot read."""
 
 
 class ImageMissing(VMLabError):

@@ -191,7 +191,7 @@ class Consoles(ipywidgets.Box):
         self._consoles = consoles
         self._output = _Output(self, consoles)
         for console in consoles:
-            console.layout = ipywidgets.Layout(flex="1 1 420px", min_width="320px", margin="0 8px 8px 0")
+            console.layout = ipywidgets.Layout(flex="1 1 340px", min_width="320px", margin="0 8px 8px 0")
         super().__init__(consoles, layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start"))
         # The end of the kernel is not the end of a live console: it is not marked as broken (console.js).
         self.add_class("vmlab-live")

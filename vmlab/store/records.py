@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import json
 import os
 import re
@@ -105,7 +106,7 @@ class _Record:
         VMLabError
             Something is missing, or of another kind than it must be.
         """
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]  # mypy doubts that a class is hashable
         values = {}
         for item in dataclasses.fields(cls):  # type: ignore[arg-type]
             if item.name in data:
@@ -113,6 +114,12 @@ class _Record:
             elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
                 raise VMLabError(f"A record ({cls.__name__}) cannot be used: it has no {item.name}.")
         return cls(**values)
+
+
+@functools.cache
+def _hints(cls: type[_Record]) -> dict[str, Any]:
+    # Evaluating the annotations again for every record took most of the time of listing a lab.
+    return typing.get_type_hints(cls)
 
 
 def _revive(hint: Any, value: Any, name: str) -> Any:
@@ -273,7 +280,8 @@ class SnapshotRecord(_Record):
     Attributes
     ----------
     kind
-        ``snapshot``; ``undo``: the present that a revert left behind; ``ready``: an image's booted state.
+        ``snapshot``; ``undo``: the present that a revert left behind; ``ready``: an image's booted state; ``present``:
+        a present that somebody looks at, gone when they have.
     layers
         The frozen disk layer of each target.
     ram
@@ -286,7 +294,8 @@ class SnapshotRecord(_Record):
         The host's boot ID: after a host reboot the RAM is checked against its digest before its first use, because it
         may not have reached the disk.
     state
-        ``running`` or ``paused``, as the guest was; ``off`` for an offline snapshot. A revert restores it.
+        ``running`` or ``paused``, as the guest was; ``off`` for an offline snapshot. A revert restores it. (Of a
+        ``present``, also ``crashed``.)
     pause_ms, total_ms
         For how long the guest stood still, and how long the snapshot took.
     screen

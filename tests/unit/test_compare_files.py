@@ -1,0 +1,63 @@
+"""Which files differ between two disks: against what the Linux kernel and e2fsprogs say of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from disk_images import (
+    FLAVOURS,
+    Disorder,
+    can_mount,
+    check,
+    make_image,
+    mounted,
+    overlay,
+    scratch,
+    tool,
+    truth,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vmlab.compare.files import compare_files
+
+needs_mount = pytest.mark.skipif(not can_mount(), reason="mounting an image needs root and loop devices")
+
+
+def flush(folder: Path) -> None:
+    """Have the kernel write what it holds: contents to their place, the rest at least to the journal."""
+    tool("sync", "-f", folder)
+
+
+#: Rounds for each kind of file system; `VMLAB_ROUNDS=50` for a long run.
+ROUNDS = int(os.environ.get("VMLAB_ROUNDS", "4"))
+
+
+@needs_mount
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@settings(max_examples=ROUNDS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), first=st.integers(0, 60), second=st.integers(0, 40), layered=st.booleans())
+def test_random_changes_by_the_kernel(
+    flavour: str, seed: int, first: int, second: int, layered: bool
+) -> None:
+    with scratch() as name:
+        folder = Path(name)
+        image = make_image(folder / "image", flavour)
+        with mounted(image, folder / "mounted") as top:
+            Disorder(top, seed).happen(first)
+            flush(top)
+            before = truth(top)
+            # Copies of a mounted disk: what the journal holds is not in its place yet.
+            shutil.copyfile(image, folder / "before")
+            Disorder(top, seed + 1).happen(second)
+            flush(top)
+            after = truth(top)
+            shutil.copyfile(image, folder / "after")
+        disk = folder / "after"
+        if layered:
+            disk = overlay(folder / "before", disk, folder / "layer")
+        check(compare_files([folder / "before"], [disk]), before, after)

@@ -1,0 +1,148 @@
+"""Partitions of a disk (MBR, GPT), and what kind of file system is where."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+import zlib
+from dataclasses import dataclass
+
+from vmlab.compare.blocks import SECTOR, Disk
+
+_EXTENDED = (0x05, 0x0F, 0x85)
+_PROTECTIVE = 0xEE
+#: More partitions than any tool makes; a damaged table must not keep us busy.
+_MOST = 256
+
+#: Where file systems and the like have their names: offset, bytes, what it is called.
+_SIGNATURES = (
+    (1080, b"\x53\xef", "ext"),
+    (0, b"XFSB", "xfs"),
+    (0x10040, b"_BHRfS_M", "btrfs"),
+    (3, b"NTFS    ", "ntfs"),
+    (3, b"EXFAT   ", "exfat"),
+    (54, b"FAT1", "fat"),
+    (82, b"FAT32   ", "fat"),
+    (4086, b"SWAPSPACE2", "swap"),
+    (0, b"LUKS\xba\xbe", "LUKS"),
+    (536, b"LVM2 001", "LVM"),
+    (1024, b"\x10\x20\xf5\xf2", "f2fs"),
+    (0, b"hsqs", "squashfs"),
+    (0x8001, b"CD001", "iso9660"),
+    (0, b"BOOT_PARAMS", "boot parameters"),
+)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A part of a disk that can hold a file system.
+
+    Attributes
+    ----------
+    number
+        As the guest counts: 1 is ``vda1``; 0 is a whole disk without partitions.
+    start, size
+        Bytes.
+    kind
+        ``ext``, ``xfs``, ``fat`` ...; ``empty`` where its first bytes are all zero, ``unknown`` otherwise.
+    """
+
+    number: int
+    start: int
+    size: int
+    kind: str
+
+
+def partitions(disk: Disk) -> list[Partition]:
+    """Return the partitions of a disk, or one with the number 0 that is all of it."""
+    whole = kind_of(disk, 0)
+    # A boot sector of a FAT or NTFS disk without partitions ends like a partition table.
+    found = [] if whole not in ("unknown", "empty") else _gpt(disk) or _mbr(disk)
+    if not found:
+        return [Partition(0, 0, disk.size, whole)]
+    return [Partition(n, start, size, kind_of(disk, start)) for n, start, size in sorted(found)]
+
+
+def kind_of(disk: Disk, start: int) -> str:
+    """Return the kind of file system that starts there."""
+    head = disk.read(start, 0x11000)
+    for offset, name, kind in _SIGNATURES:
+        if head[offset : offset + len(name)] == name:
+            return kind
+    return "unknown" if any(head) else "empty"
+
+
+def _inside(disk: Disk, start: int, size: int) -> bool:
+    return start > 0 and size > 0 and start + size <= disk.size
+
+
+def _gpt(disk: Disk) -> list[tuple[int, int, int]]:
+    for sector in (512, 4096):
+        # The second header is at the end of the disk.
+        for place in (sector, disk.size - sector):
+            head = disk.read(max(0, place), sector)
+            if head[:8] != b"EFI PART":
+                continue
+            size, crc = struct.unpack_from("<II", head, 12)
+            if not 92 <= size <= sector or zlib.crc32(head[:16] + bytes(4) + head[20:size]) != crc:
+                continue
+            at, count, length, table_crc = struct.unpack_from("<QIII", head, 72)
+            if length < 128 or length > 4096 or count > 1024:
+                continue
+            table = disk.read(at * sector, count * length)
+            if zlib.crc32(table) == table_crc:
+                return list(_gpt_entries(disk, table, length, sector))
+    return []
+
+
+def _gpt_entries(disk: Disk, table: bytes, length: int, sector: int) -> list[tuple[int, int, int]]:
+    found = []
+    for number in range(len(table) // length):
+        kind = uuid.UUID(bytes_le=table[number * length :][:16])
+        first, last = struct.unpack_from("<QQ", table, number * length + 32)
+        start, size = first * sector, (last + 1 - first) * sector
+        if kind.int and _inside(disk, start, size):
+            found.append((number + 1, start, size))
+    return found[:_MOST]
+
+
+def _mbr(disk: Disk) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
+    table = _mbr_entries(disk, 0)
+    for number, (kind, first, count) in enumerate(table):
+        if kind in _EXTENDED:
+            found += _logical(disk, first)
+        elif kind not in (0, _PROTECTIVE) and _inside(disk, first * SECTOR, count * SECTOR):
+            found.append((number + 1, first * SECTOR, count * SECTOR))
+    return found
+
+
+def _logical(disk: Disk, extended: int) -> list[tuple[int, int, int]]:
+    """Return the logical partitions: each record has one and the place of the next record."""
+    found: list[tuple[int, int, int]] = []
+    seen: set[int] = set()
+    place = extended
+    while place not in seen and len(seen) < _MOST:
+        seen.add(place)
+        table = _mbr_entries(disk, place * SECTOR)
+        following = 0
+        for kind, first, count in table[:2]:
+            if kind in _EXTENDED:
+                following = first
+            elif kind and _inside(disk, (place + first) * SECTOR, count * SECTOR):
+                found.append((4 + len(seen), (place + first) * SECTOR, count * SECTOR))
+        if not following:
+            break
+        place = extended + following
+    return found
+
+
+def _mbr_entries(disk: Disk, at: int) -> list[tuple[int, int, int]]:
+    """Return kind, first sector and sectors of the four entries of a boot record."""
+    record = disk.read(at, SECTOR) if at < disk.size else b""
+    if record[510:] != b"\x55\xaa":
+        return []
+    entries = [struct.unpack_from("<B3xB3xII", record, 446 + 16 * n) for n in range(4)]
+    if any(active & 0x7F for active, *_ in entries):
+        return []
+    return [(kind, first, count) for _, kind, first, count in entries]
