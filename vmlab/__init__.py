@@ -15,36 +15,42 @@ from typing import TYPE_CHECKING, Any
 from vmlab.render import console as _console
 
 if TYPE_CHECKING:
+    from vmlab.diff import Diff
     from vmlab.guest.agent import CommandResult
     from vmlab.guest.screen import Screenshot
     from vmlab.image import Image
     from vmlab.lab import Lab, Limits
     from vmlab.machine import Machine, Usage
     from vmlab.snapshot import Snapshot
+    from vmlab.timeline import Timeline
 
 __version__ = "0.1.0"
 
 # Loaded when first used: Jupyter imports this package only to ask what it offers, and must not pay for libvirt.
 _WHERE = {
     "CommandResult": "vmlab.guest.agent",
+    "Diff": "vmlab.diff",
     "Image": "vmlab.image",
     "Lab": "vmlab.lab",
     "Limits": "vmlab.lab",
     "Machine": "vmlab.machine",
     "Screenshot": "vmlab.guest.screen",
     "Snapshot": "vmlab.snapshot",
+    "Timeline": "vmlab.timeline",
     "Usage": "vmlab.machine",
     "errors": "vmlab.errors",
 }
 
 __all__ = [
     "CommandResult",
+    "Diff",
     "Image",
     "Lab",
     "Limits",
     "Machine",
     "Screenshot",
     "Snapshot",
+    "Timeline",
     "Usage",
     "errors",
     "load_ipython_extension",

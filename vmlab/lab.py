@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vmlab import hardware
 from vmlab.engine import load
@@ -28,6 +28,11 @@ from vmlab.snapshot import Snapshot
 from vmlab.store import collect
 from vmlab.store.records import LimitsRecord, MachineRecord, MachineSpec, check_name, write_json
 from vmlab.store.store import Store, size_text
+
+if TYPE_CHECKING:
+    from vmlab.compare.ram import RamSearch
+    from vmlab.diff import Diff
+    from vmlab.timeline import Timeline
 
 #: Bytes that QEMU itself takes beside the guest's RAM, and the part of mapped RAM that a fork is expected to change.
 OVERHEAD = 80 << 20
@@ -90,12 +95,14 @@ class Lab(Shown):
     >>> web.revert(clean)  # doctest: +SKIP
     """
 
+    #: Forks whose new identity is being told to them by a thread of this process: by name, which is unique for one
+    #: libvirt daemon. ``%vm`` has a lab of its own, and whoever holds another must wait for it all the same.
+    identity_threads: ClassVar[dict[str, threading.Thread]] = {}
+
     def __init__(self, home: str | Path | None = None) -> None:
         self.account = accounts.account()
         self.home = Path(home).absolute() if home is not None else self.account.store
         self.store = Store(self.home, self.account)
-        #: Forks whose new identity is being told to them by a thread of this process.
-        self.identity_threads: dict[str, threading.Thread] = {}
 
     def __repr__(self) -> str:
         return f"<Lab {self.home}: {len(self)} machines>"
@@ -108,8 +115,8 @@ class Lab(Shown):
 
     @property
     def machines(self) -> list[Machine]:
-        """All machines, by name."""
-        return [Machine(self, name) for name in self.store.machine_names()]
+        """All machines, by name; those that vmlab itself made for a moment are not shown."""
+        return [Machine(self, name) for name in self.store.machine_names(throwaway=False)]
 
     def machine(self, name: str) -> Machine:
         """Return the machine of that name.
@@ -496,6 +503,76 @@ class Lab(Shown):
         with self.store.lock(f"image@{name}", f"import {name}", timeout=3600):
             importer.import_image(self.home / "images", self.account, name, source, **options)
         return Image(self, name)
+
+    # -- comparing -----------------------------------------------------------------------------------------------
+
+    def diff(self, before: Snapshot | Machine | str, after: Snapshot | Machine | str | None = None) -> Diff:
+        """Compare two states: snapshots, or machines as they are now; layer by layer, each when it is looked at.
+
+        Machines are not touched: a running one stands still for some milliseconds, as for a snapshot, and everything
+        that has to be asked is asked in forks that are thrown away.
+
+        Parameters
+        ----------
+        before, after
+            A snapshot, a machine (its present), or a name: ``web``, ``web@clean``; in ``after`` also ``clean``, for a
+            snapshot of the same machine. Without ``after``: the snapshot that a machine stands on against its present,
+            or a snapshot against the present of its machine.
+
+        Raises
+        ------
+        NotFound, UsageError
+            There are no such states, or they are the same.
+        """
+        from vmlab import diff
+
+        return diff.make(self, [before] if after is None else [before, after])
+
+    def timeline(
+        self,
+        states: Sequence[Snapshot | Machine | str],
+        *,
+        file: str | None = None,
+        process: str | None = None,
+        register: str | None = None,
+        progress: Progress | None = None,
+    ) -> Timeline:
+        """Tell how several states follow each other: a file, processes, a register; or all layers.
+
+        Parameters
+        ----------
+        states
+            As in :meth:`diff`; a machine alone stands for all its snapshots in the order in which they were taken, and
+            its present.
+        file, process, register
+            One of them: a path, a part of a command line, a name such as ``RIP``.
+        """
+        from vmlab import diff, timeline
+
+        tell = progress or quiet
+        return timeline.make(
+            self,
+            diff.in_a_row(self, states),
+            file=file,
+            process=process,
+            register=register,
+            tell=lambda text: tell(text, None),
+        )
+
+    def search(self, states: Sequence[Snapshot | Machine | str], what: str | bytes) -> list[RamSearch]:
+        """Search the RAM of several states for a text or bytes, and return what was found in each that is live.
+
+        Parameters
+        ----------
+        states
+            As in :meth:`timeline`.
+        """
+        from vmlab import diff
+        from vmlab.compare.ram import search_ram
+
+        # Kept until the search is done: a present goes with its side.
+        sides = [diff.Side(self, state) for state in diff.in_a_row(self, states)]
+        return search_ram([side.state for side in sides], what)
 
     # -- the host ------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from vmlab.store.records import MachineRecord, MachineSpec, SnapshotRecord, chec
 from vmlab.store.store import SHORTEN_AT, allocated, is_full
 
 if TYPE_CHECKING:
+    from vmlab.diff import Diff
     from vmlab.lab import Lab
 
 Tell = Callable[[str], None]
@@ -764,6 +765,19 @@ class Machine(GuestAccess, Shown):
         forks = self._lab.fork(origin, wanted, clock=clock, force=force)
         return forks if names is not None or count is not None else forks[0]
 
+    def diff(self, *others: Snapshot | Machine | str) -> Diff:
+        """Compare its present with the snapshot that it stands on; or as :meth:`vmlab.Lab.diff` says.
+
+        Parameters
+        ----------
+        others
+            One snapshot of it: from that to its present. Two: from the first to the second. Another machine: from this
+            one's present to that one's.
+        """
+        from vmlab import diff
+
+        return diff.make(self._lab, [self, *others])
+
     def _present_snapshot(self) -> Snapshot:
         """Return a snapshot of the present: a new one, unless nothing has run since the last."""
         record = self._record
@@ -791,6 +805,43 @@ class Machine(GuestAccess, Shown):
         with contextlib.suppress(FileNotFoundError):
             return read_json(self.folder / "identity.json")
         return None
+
+    # -- looking at it -------------------------------------------------------------------------------------------
+
+    def console(
+        self,
+        *,
+        serial: bool = False,
+        mode: Literal["fit", "actual"] = "fit",
+        read_only: bool = False,
+        minimised: bool = False,
+    ) -> Any:
+        """Return its live screen, or its serial line, as a widget that a notebook shows under the cell.
+
+        It is the Jupyter server's, not the kernel's: it goes on while a cell runs, and after the kernel has died. Where
+        the page reaches no Jupyter server that has vmlab, pictures that the kernel takes stand in for it.
+
+        Parameters
+        ----------
+        serial
+            The serial line instead of the screen.
+        mode
+            ``fit``: as wide as the page. ``actual``: pixel for pixel.
+        read_only
+            Look only: keys and pointer stay here.
+        minimised
+            Begin as a small picture.
+
+        Raises
+        ------
+        UsageError
+            This is no notebook; `vmlab console NAME` in a terminal shows it.
+        """
+        from vmlab.render import console
+
+        self._record  # noqa: B018 - raises NotFound
+        kind: console.Kind = "serial" if serial else "screen"
+        return console.show([self], kind, mode=mode, read_only=read_only, minimised=minimised)
 
     # -- what it takes -------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from vmlab.store import collect
 from vmlab.store.records import SnapshotRecord, check_name
 
 if TYPE_CHECKING:
+    from vmlab.diff import Diff
     from vmlab.lab import Lab
     from vmlab.machine import Machine
 
@@ -182,6 +183,10 @@ class Snapshot(Shown):
             )
         machine.revert(self, clock=clock)
         return machine
+
+    def diff(self, other: Snapshot | Machine | str | None = None) -> Diff:
+        """Compare it with another state, by default with the present of its machine; see :meth:`vmlab.Lab.diff`."""
+        return self._lab.diff(self, other)
 
     def fork(self, name: str, *, clock: Literal["then", "now"] = "then") -> Machine:
         """Make a new machine that starts from it."""

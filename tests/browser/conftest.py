@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_page import Notebook, Server, browser_page, chromium, server, write_notebook
+from jupyter_page import Notebook, Server, Troubles, browser_page, chromium, server, write_notebook
 from playwright.sync_api import Page
 
 from vmlab.errors import VMLabError
@@ -21,7 +21,7 @@ FAILURES = Path(__file__).parents[2] / ".failures"
 def lab() -> Lab:
     """The lab of whoever runs the tests: the other side of what is done in the browser."""
     lab = Lab()
-    for name in ("invaders", "tiny"):
+    for name in ("invaders", "tiny", "desktop"):
         if not lab.image(name).built:
             lab.build(name)
         if not lab.image(name).ready:
@@ -51,9 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def jupyter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running JupyterLab."""
-    with server(folder, tmp_path_factory.mktemp("jupyter")) as running:
+def jupyter(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A running JupyterLab; a module that sets ``BASE_URL`` has it below that."""
+    base_url = getattr(request.module, "BASE_URL", "/")
+    with server(folder, tmp_path_factory.mktemp("jupyter"), base_url=base_url) as running:
         yield running
 
 
@@ -64,6 +67,18 @@ def page() -> Iterator[Page]:
         pytest.skip("there is no Chromium here: scripts/test installs it")
     with browser_page() as page:
         yield page
+
+
+@pytest.fixture(autouse=True)
+def troubles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test whose page ran into an error in a script, or complained about something of ours."""
+    if "page" not in request.fixturenames:
+        yield
+        return
+    found = Troubles(request.getfixturevalue("page"))
+    yield
+    found.stop()
+    assert not found.found, "the page complained:\n" + "\n".join(found.found)
 
 
 @pytest.fixture

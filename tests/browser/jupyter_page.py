@@ -6,7 +6,9 @@ developer's settings nor the last test's open tabs have a say.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import re
@@ -18,12 +20,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import nbformat
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from PIL import Image
+from playwright.sync_api import ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 #: Milliseconds: JupyterLab's first start on a busy machine; and a cell that starts a guest.
 OPEN, CELL = 90_000, 120_000
@@ -35,16 +37,108 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@dataclass(frozen=True)
 class Server:
-    """A running JupyterLab server."""
+    """A JupyterLab server; with the same port, login and files again after a restart.
 
-    port: int
-    token: str
+    Parameters
+    ----------
+    folder
+        Its files.
+    own
+        Where what it writes for itself goes.
+    environment
+        More variables.
+    base_url
+        The prefix of all its addresses, as JupyterHub gives one to each user.
+    python
+        The interpreter whose JupyterLab it is.
+    """
 
-    def url(self, path: str) -> str:
-        """Return the address of a notebook below the server's folder."""
-        return f"http://127.0.0.1:{self.port}/lab/tree/{path}?token={self.token}&reset"
+    def __init__(
+        self,
+        folder: Path,
+        own: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        base_url: str = "/",
+        python: str = sys.executable,
+    ) -> None:
+        self.port, self.token, self.base_url = _free_port(), secrets.token_hex(16), base_url
+        self.log = own / "jupyter.log"
+        self._folder, self._python = folder, python
+        self._env = os.environ | {
+            "JUPYTER_TOKEN": self.token,
+            "JUPYTER_CONFIG_DIR": str(own / "config"),
+            "JUPYTER_DATA_DIR": str(own / "data"),
+            "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
+            "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
+            "IPYTHONDIR": str(own / "ipython"),
+            **(environment or {}),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is, with the prefix and a slash at the end."""
+        return f"http://127.0.0.1:{self.port}{self.base_url}"
+
+    def url(self, path: str = "", *, reset: bool = True) -> str:
+        """Return the address of a notebook below the server's folder; of JupyterLab alone without one.
+
+        Parameters
+        ----------
+        path
+            The notebook.
+        reset
+            Forget which tabs were open.
+        """
+        tree = f"/tree/{path}" if path else ""
+        return f"{self.address}lab{tree}?token={self.token}{'&reset' if reset else ''}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        argv = [self._python, "-m", "jupyterlab", "--no-browser", "--ServerApp.port_retries=0"]
+        argv += [f"--ServerApp.port={self.port}", f"--ServerApp.root_dir={self._folder}"]
+        argv += [f"--ServerApp.base_url={self.base_url}", "--ServerApp.log_level=WARN"]
+        if os.geteuid() == 0:
+            argv.append("--allow-root")
+        with self.log.open("ab") as output:
+            # Its own group, so that a Ctrl-C for us is not one for it as well: we end it in order.
+            process = subprocess.Popen(
+                argv,
+                env=self._env,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._process = process
+        started = time.monotonic()
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.address}api", timeout=2).close()
+                break
+            if process.poll() is not None or time.monotonic() - started > OPEN / 1000:
+                self.stop()
+                raise RuntimeError(
+                    f"JupyterLab did not start:\n{self.log.read_text(errors='replace')[-3000:]}"
+                )
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it, and its kernels with it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # SIGTERM ends the kernels too, without asking.
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _free_port() -> int:
@@ -62,57 +156,24 @@ def _settings(own: Path, plugin: str, values: dict[str, object]) -> None:
 
 @contextlib.contextmanager
 def server(
-    folder: Path, own: Path, *, theme: str = "light", environment: dict[str, str] | None = None
+    folder: Path,
+    own: Path,
+    *,
+    theme: str = "light",
+    environment: Mapping[str, str] | None = None,
+    base_url: str = "/",
+    python: str = sys.executable,
 ) -> Iterator[Server]:
     """Run JupyterLab over ``folder`` while the block runs; what it writes for itself goes below ``own``."""
     _settings(own, "apputils-extension/themes", {"theme": THEMES[theme]})
     # All cells are in the page at once: the browser is no place to test JupyterLab's scrolling.
     _settings(own, "notebook-extension/tracker", {"windowingMode": "none"})
-    found = Server(_free_port(), secrets.token_hex(16))
-    env = os.environ | {
-        "JUPYTER_TOKEN": found.token,
-        "JUPYTER_CONFIG_DIR": str(own / "config"),
-        "JUPYTER_DATA_DIR": str(own / "data"),
-        "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
-        "IPYTHONDIR": str(own / "ipython"),
-        **(environment or {}),
-    }
-    argv = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.port_retries=0"]
-    argv += [f"--ServerApp.port={found.port}", f"--ServerApp.root_dir={folder}", "--ServerApp.log_level=WARN"]
-    if os.geteuid() == 0:
-        argv.append("--allow-root")
-    log = own / "jupyter.log"
-    with log.open("wb") as output:
-        # Its own group, so that a Ctrl-C for us is not one for it as well: we end it in order.
-        process = subprocess.Popen(
-            argv,
-            env=env,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    found = Server(folder, own, environment=environment, base_url=base_url, python=python)
     try:
-        started = time.monotonic()
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{found.port}/api", timeout=2).close()
-                break
-            if process.poll() is not None or time.monotonic() - started > OPEN / 1000:
-                raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-3000:]}")
-            time.sleep(0.1)
+        found.start()
         yield found
     finally:
-        # SIGTERM ends the kernels too, without asking.
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        found.stop()
 
 
 @contextlib.contextmanager
@@ -216,3 +277,155 @@ class Notebook:
         """Choose an item of the menu bar."""
         self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
         self.page.locator(".lm-Menu-item", has_text=re.compile(f"^{item}")).first.click()
+
+    def expect_cells(self, *sources: str) -> None:
+        """Wait until these are the cells, no more and no fewer, and nothing else is in them."""
+        expect(self.cells).to_have_count(len(sources))
+        for index, source in enumerate(sources):
+            expect(self.cell(index).locator(".cm-content")).to_have_text(source.replace("\n", ""))
+
+
+def open_lab(page: Page, url: str) -> None:
+    """Open JupyterLab, and wait until it is there."""
+    page.goto(url)
+    expect(page.locator("#jp-main-dock-panel")).to_be_visible(timeout=OPEN)
+    expect(page.locator("#jupyterlab-splash")).to_have_count(0, timeout=OPEN)
+
+
+def until(true: Callable[[], object], what: str | Callable[[], str], seconds: float = 60) -> None:
+    """Wait until something outside of the page is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise AssertionError(f"{seconds:.0f} s in vain: {what if isinstance(what, str) else what()}")
+        time.sleep(0.1)
+
+
+class Troubles:
+    """What a page complains about, to whoever opens the browser's developer tools."""
+
+    #: Written by the browser itself, about requests that fail: a server that is being restarted, a machine that is off.
+    _EXPECTED = ("Failed to load resource", "WebSocket connection to", "net::ERR_")
+
+    def __init__(self, page: Page) -> None:
+        self.found: list[str] = []
+        self._page = page
+        page.on("pageerror", self._failed)
+        page.on("console", self._heard)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._page.remove_listener("pageerror", self._failed)
+        self._page.remove_listener("console", self._heard)
+
+    def _failed(self, error: Error) -> None:
+        self.found.append(f"{error.message}\n{error.stack}")
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        where = message.location.get("url", "")
+        ours = "vmlab" in message.text or "vmlab" in where
+        if message.type == "error" and ours and not message.text.startswith(self._EXPECTED):
+            self.found.append(f"{where}: {message.text}")
+
+
+#: The key of a US keyboard for each character, and for those above it.
+_KEYS = {
+    "`": "Backquote", "-": "Minus", "=": "Equal", "[": "BracketLeft", "]": "BracketRight", "\\": "Backslash",
+    ";": "Semicolon", "'": "Quote", ",": "Comma", ".": "Period", "/": "Slash", " ": "Space", "\n": "Enter",
+    **{char: f"Key{char.upper()}" for char in "abcdefghijklmnopqrstuvwxyz"},
+    **{char: f"Digit{char}" for char in "0123456789"},
+}  # fmt: skip
+_SHIFTED = dict(zip('~_+{}|:"<>?!@#$%^&*()', "`-=[]\\;',./1234567890", strict=True))
+
+
+def press_keys(page: Page, text: str, *, pace: float = 40) -> None:
+    """Type text as fingers do, Shift included: a guest is told of keys, and makes the characters of them itself.
+
+    Parameters
+    ----------
+    pace
+        Milliseconds between two keys. A keyboard remembers sixteen; whoever is faster than the guest loses some.
+    """
+    for char in text:
+        plain = _SHIFTED.get(char, char.lower())
+        shift = "Shift+" if plain != char else ""
+        page.keyboard.press(f"{shift}{_KEYS[plain]}", delay=pace / 2)
+        page.wait_for_timeout(pace / 2)
+
+
+class Console:
+    """A machine's screen or serial line on the page.
+
+    Parameters
+    ----------
+    scope
+        The part of the page that it is in.
+    machine
+        Its name.
+    kind
+        ``Screen`` or ``Serial line``.
+    """
+
+    def __init__(self, scope: Page | Locator, machine: str, kind: str = "Screen") -> None:
+        self.page = scope if isinstance(scope, Page) else scope.page
+        self.root = scope.locator(f'.vmlab-console[aria-label="{kind} of {machine}"]')
+        self.canvas = self.root.locator(".vmlab-console-screen canvas")
+        self.shield = self.root.locator(".vmlab-console-shield")
+        self.overlay = self.root.locator(".vmlab-console-overlay")
+
+    def expect_face(self, face: str, timeout: float = CELL) -> None:
+        """Wait until it shows this: ``live``, ``off``, ``paused`` ..."""
+        expect(self.root).to_have_attribute("data-face", face, timeout=timeout)
+
+    def expect_live(self, timeout: float = CELL) -> None:
+        """Wait until the guest's screen is there, and no still picture of it."""
+        self.expect_face("live", timeout)
+        expect(self.canvas).to_be_visible(timeout=timeout)
+        expect(self.root.locator(".vmlab-console-still")).to_be_hidden(timeout=timeout)
+
+    def take(self) -> None:
+        """Click it, so that the guest gets keyboard and mouse."""
+        self.shield.click()
+        expect(self.root).to_have_class(re.compile(r"\bvmlab-held\b"))
+        expect(self.canvas).to_be_focused()
+
+    def leave(self) -> None:
+        """Press the chord that gives the keyboard back."""
+        for act, key in (
+            ("down", "ControlLeft"),
+            ("down", "AltLeft"),
+            ("up", "AltLeft"),
+            ("up", "ControlLeft"),
+        ):
+            getattr(self.page.keyboard, act)(key)
+        expect(self.root).not_to_have_class(re.compile(r"\bvmlab-held\b"))
+
+    def geometry(self) -> tuple[float, float, float]:
+        """Return where on the page the screen begins, from left and from the top, and how much it is scaled."""
+        left, top, scale = self.canvas.evaluate(
+            "c => { const box = c.getBoundingClientRect(); return [box.left, box.top, box.width / c.width] }"
+        )
+        return left, top, scale
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Return where on the page the middle of a pixel of the guest is."""
+        left, top, scale = self.geometry()
+        return left + (x + 0.5) * scale, top + (y + 0.5) * scale
+
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse to a pixel of the guest."""
+        self.page.mouse.move(*self.place(x, y))
+
+    def picture(self) -> Image.Image:
+        """Return what the canvas holds, pixel for pixel."""
+        data: str = self.canvas.evaluate("canvas => canvas.toDataURL('image/png')")
+        return Image.open(io.BytesIO(base64.b64decode(data.partition("base64,")[2]))).convert("RGB")
+
+    def tool(self, name: str) -> None:
+        """Press a button of the bar."""
+        self.root.locator(f'.vmlab-console-bar [data-tool="{name}"]').click()
+
+    def choose(self, tool: str, item: str) -> None:
+        """Choose an item of the menu of a button."""
+        self.tool(tool)
+        self.root.locator(".vmlab-console-item", has_text=item).first.click()

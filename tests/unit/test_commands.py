@@ -17,7 +17,8 @@ from vmlab.errors import CommandFailed, MachineErrors, NotFound, UsageError, Wro
 from vmlab.guest.agent import CommandResult
 
 VERBS = """create list start stop kill pause resume delete rename snapshot tree revert undo fork forget describe verify
-console exec script put get keys type screenshot serial wait images import limits doctor collect help"""
+diff timeline search console exec script put get keys type screenshot serial wait images import limits doctor collect
+help"""
 
 
 class Recorder(QuietUI):

@@ -25,10 +25,14 @@ LAYERS = {
     "hardware": 2,
     "images": 2,
     "doctor": 3,
+    "gateway": 3,
     "snapshot": 3,
     "image": 3,
     "machine": 3,
     "lab": 3,
+    "diff": 3,
+    "throwaway": 3,
+    "timeline": 3,
     "commands": 4,
     "notebook": 5,
     "server": 5,
@@ -36,10 +40,12 @@ LAYERS = {
     "__main__": 6,
     "__init__": 6,
 }
-OBJECTS = {"lab", "machine", "snapshot", "image", "doctor"}
+OBJECTS = {"lab", "machine", "snapshot", "image", "doctor", "diff", "throwaway", "timeline"}
 SIBLINGS = {
     # The objects hold each other: a machine has snapshots, a snapshot knows its machine.
     **dict.fromkeys(OBJECTS, OBJECTS),
+    # The file format of a snapshot's RAM is the engine's.
+    "compare": {"engine"},
     # The account that owns the files of the store is the hypervisor's; a domain's files lie in the store.
     "store": {"hypervisor"},
     "hypervisor": {"store"},

@@ -26,7 +26,7 @@ def all_machines(lab: Lab) -> list[str]:
     """Return the names of all machines, without asking libvirt where the lab can tell from its store."""
     store: Any = getattr(lab, "store", None)
     if store is not None and hasattr(store, "machine_names"):
-        return [str(name) for name in store.machine_names()]
+        return [str(name) for name in store.machine_names(throwaway=False)]
     return [machine.name for machine in lab.machines]
 
 
@@ -50,6 +50,22 @@ def snapshots(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) 
             machine = _lab(parsed_args).machine(name)
             root = machine.root
             return _fitting([s.name for s in ([root] if root else []) + machine.snapshots], prefix)
+    return []
+
+
+def states(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> list[str]:
+    """Return machines, and snapshots of the machine that stands first; after ``web@``, snapshots of that one."""
+    with contextlib.suppress(Exception):
+        lab = _lab(parsed_args)
+        name, at, _part = prefix.partition("@")
+        if at:
+            return _fitting([f"{name}@{s.name}" for s in lab.machine(name).snapshots], prefix)
+        given = [word for word in getattr(parsed_args, "states", None) or [] if word != prefix]
+        known = all_machines(lab)
+        if given:
+            machine = lab.machine(given[0].partition("@")[0])
+            known = [s.name for s in machine.snapshots] + [n for n in known if n != machine.name]
+        return [name for name in _fitting(known, prefix) if name not in given]
     return []
 
 

@@ -82,8 +82,20 @@ def count(domain: Domain) -> int | None:
         return None
 
 
-def write(domain: Domain, thin: Path, folder: Path, need_space: Callable[[int, str], None]) -> None:
+def write(
+    domain: Domain,
+    thin: Path,
+    folder: Path,
+    need_space: Callable[[int, str], None],
+    *,
+    goes_on: bool = False,
+) -> None:
     """Write ``folder/ram``: what a stopped guest has changed over the base that ``thin`` belongs to.
+
+    Parameters
+    ----------
+    goes_on
+        The guest is not ended next. QEMU would else close its disks, to open them again only when it runs.
 
     Raises
     ------
@@ -104,7 +116,7 @@ def write(domain: Domain, thin: Path, folder: Path, need_space: Callable[[int, s
     own = changed(pid, where[main.id][0], main.pages)
     need_space(int(own.sum()) * PAGE + (32 << 20), "to keep the present")
     devices = folder / "devices"
-    domain.qmp("xen-save-devices-state", filename=str(devices))
+    domain.qmp("xen-save-devices-state", filename=str(devices), live=not goes_on)
     try:
         # Past QEMU's signature and version; the stream that it goes into has its own.
         state = devices.read_bytes()[8:]

@@ -13,7 +13,16 @@ from pathlib import Path
 from vmlab.engine import delta, interrupts, mapped_ram
 from vmlab.errors import HypervisorError, NoSpace, VMLabError, WrongState
 from vmlab.hypervisor.domain import Domain, Events, versions
-from vmlab.store.records import Label, MachineRecord, RamRecord, SnapshotRecord, new_id, now, write_json
+from vmlab.store.records import (
+    Label,
+    LayerRecord,
+    MachineRecord,
+    RamRecord,
+    SnapshotRecord,
+    new_id,
+    now,
+    write_json,
+)
 from vmlab.store.store import Store, allocated
 
 #: Threads that write the pages. Two are enough to reach the speed of the page cache on the machines measured.
@@ -60,12 +69,19 @@ class _Pause:
         return round((self.resumed - self.stopped) * 1000, 1)
 
 
-def offline(store: Store, machine: MachineRecord, name: str, description: str, kind: str = "snapshot") -> str:
+def offline(
+    store: Store,
+    machine: MachineRecord,
+    name: str,
+    description: str,
+    kind: str = "snapshot",
+    identity: str | None = None,
+) -> str:
     """Freeze the disks of a machine that is off, and return the new snapshot's id; the machine gets new layers.
 
     It holds no RAM; what a suspended machine would continue is a snapshot already.
     """
-    identity = new_id()
+    identity = identity or new_id()
     record, lower = _record(store, machine, identity, kind, ram=None), machine.layers
     # The machine moves to its new layers first: if we die before the snapshot is there, they were made for nothing; the
     # other way round, the machine would go on writing to the snapshot's disks.
@@ -87,6 +103,52 @@ def offline(store: Store, machine: MachineRecord, name: str, description: str, k
     return identity
 
 
+def glimpse(
+    store: Store, machine: MachineRecord, domain: Domain, state: str, identity: str, most: int
+) -> SnapshotRecord:
+    """Keep the present of a machine for a moment, to look at it, and return the hidden snapshot.
+
+    The machine goes on as it was, on the same disks unless their top layers hold more than ``most`` bytes: then it gets
+    new ones, as in any snapshot. ``state`` is what the machine is doing.
+    """
+    size = sum(allocated(store.layer_path(layer)) for layer in machine.layers.values())
+    small = size <= most
+    if state == "off" and not small:
+        offline(store, machine, "present", "", kind="present", identity=identity)
+        return store.snapshot(identity)
+    if state not in ("running", "paused"):
+        # What is off, or has crashed and stands still, writes to no disk.
+        store.need_space(size, "to look at it")
+        record = _record(store, machine, identity, "present", ram=None)
+        record = replace(record, layers=store.keep_layers(copy_layers(store, machine.layers)), state=state)
+        with store.new_snapshot(identity) as folder:
+            _finish(folder, record, Label("present", machine.here))
+        return record
+    base = mapped_base(store, machine)
+    if state == "paused" and small and base is not None:
+        # After a migration QEMU gives a paused guest back only by letting it run for a moment; this way it never does.
+        with contextlib.suppress(delta.NotPossible):
+            return _glimpse_paused(store, machine, domain, base, identity)
+    live(store, machine, domain, "present", kind="present", identity=identity, copy=small)
+    return store.snapshot(identity)
+
+
+def _glimpse_paused(
+    store: Store, machine: MachineRecord, domain: Domain, base: SnapshotRecord, identity: str
+) -> SnapshotRecord:
+    with store.new_snapshot(identity) as folder:
+        thin = store.snapshot_folder(base.id) / "thin"
+        delta.write(domain, thin, folder, store.need_space, goes_on=True)
+        layers = store.keep_layers(copy_layers(store, machine.layers))
+        screen = _take_screen(domain, folder)
+        record = _delta_record(store, machine, domain, base, folder, identity, "present")
+        record = replace(
+            record, layers=layers, state="paused", screen=convert_screen(folder) if screen else None
+        )
+        _finish(folder, record, Label("present", machine.here))
+    return record
+
+
 def live(
     store: Store,
     machine: MachineRecord,
@@ -99,6 +161,8 @@ def live(
     parent: str | None = None,
     state: str | None = None,
     ready_key: str | None = None,
+    identity: str | None = None,
+    copy: bool = False,
 ) -> str:
     """Take a live snapshot of a machine and return its id; the guest goes on as it was, running or paused.
 
@@ -110,6 +174,11 @@ def live(
         What the guest was doing before it was paused for this; by default what it is doing.
     parent
         What the snapshot hangs on in the tree; by default where the machine stands.
+    identity
+        The new snapshot's id; by default a new one.
+    copy
+        Copy what the top layers of its disks hold while it stands still, instead of putting new ones over them: the
+        machine's disks stay what they are, for a snapshot that will be gone in a moment.
 
     Raises
     ------
@@ -123,13 +192,15 @@ def live(
     if now_is not in ("running", "paused"):
         raise WrongState(f"{machine.name} is {now_is}; a live snapshot needs a running or paused guest.")
     state = state or now_is
-    identity = new_id()
+    identity = identity or new_id()
     size = machine.spec.memory << 20
     pause = _Pause()
     upper: dict[str, str] = {}
+    copies: dict[str, LayerRecord] = {}
     with store.new_snapshot(identity) as folder, domain.events() as events:
         if keep_running:
-            upper = store.add_layers(machine.layers, live=True)
+            if not copy:
+                upper = store.add_layers(machine.layers, live=True)
             # Whoever finds this after a crash continues on the upper layers: empty, or written to, they are right.
             machine.pending = {"doing": "snapshot", "layers": upper, "state": state}
             store.save_machine(machine)
@@ -137,6 +208,8 @@ def live(
             write_stream(domain, folder, may_take(store, machine, domain, size), store, events, pause)
             if upper:
                 domain.switch_disks({target: store.layer_path(layer) for target, layer in upper.items()})
+            elif copy:
+                copies = copy_layers(store, machine.layers)
             registers = domain.hmp("info registers -a")
             screen = _take_screen(domain, folder) if kind != "undo" else None
             _keep_nvram(store, machine, folder)
@@ -150,11 +223,15 @@ def live(
         (folder / "domain.xml").write_text(domain.xml(portable=True))
         if screen is not None:
             screen = convert_screen(folder)
-        ram = seal(folder, size, fingerprint=kind != "undo")
+        ram = seal(folder, size, fingerprint=kind not in ("undo", "present"))
         record = _record(store, machine, identity, kind, ram)
+        if copy:
+            layers = store.keep_layers(copies)
+        else:
+            layers = record.layers if not keep_running else _lower(store, machine.layers)
         record = replace(
             record,
-            layers=record.layers if not keep_running else _lower(store, machine.layers),
+            layers=layers,
             screen=screen,
             state=state,
             pause_ms=pause.milliseconds,
@@ -166,6 +243,25 @@ def live(
         machine.here = identity
         store.save_machine(machine)
     return identity
+
+
+def copy_layers(store: Store, layers: dict[str, str]) -> dict[str, LayerRecord]:
+    """Copy the files of disk layers that nobody writes to now, over what they stand on.
+
+    QEMU has written all that it had in memory when it stopped the guest. ``Store.keep_layers`` writes the records: not
+    here, where a guest may stand still for it.
+    """
+    made = {}
+    for target, layer in layers.items():
+        record = replace(store.layer(layer), id=new_id(), flat=None)
+        path = store.layer_path(record.id)
+        with store.layer_path(layer).open("rb") as source, path.open("xb") as file:
+            size = os.fstat(source.fileno()).st_size
+            os.ftruncate(file.fileno(), size)
+            mapped_ram.copy_range(source.fileno(), file.fileno(), 0, size)
+        store.account.own(path)
+        made[target] = record
+    return made
 
 
 def _lower(store: Store, layers: dict[str, str]) -> dict[str, str]:
@@ -224,23 +320,36 @@ def _present_delta(
     identity = new_id()
     with store.new_snapshot(identity) as folder:
         delta.write(domain, store.snapshot_folder(base.id) / "thin", folder, store.need_space)
-        (folder / "registers.txt").write_text(domain.hmp("info registers -a").replace("\r", ""))
         # No picture: nobody sees one of a present that waits for an undo, and it is a tenth of a revert's time.
-        (folder / "domain.xml").write_text(domain.xml(portable=True))
-        _keep_nvram(store, machine, folder)
-        layout = mapped_ram.parse(folder / "ram")
-        ram = RamRecord(
-            size=machine.spec.memory << 20,
-            file_size=layout.size,
-            pages_offset=layout.main.pages_offset,
-            base=base.id,
-            digest="",
-            devices_digest=_devices_digest(folder / "ram", layout),
-        )
-        record = _record(store, machine, identity, "undo", ram)
+        record = _delta_record(store, machine, domain, base, folder, identity, "undo")
         record = replace(record, state=state, total_ms=round((time.monotonic() - started) * 1000, 1))
         _finish(folder, record, Label("before the revert", machine.here))
     return identity
+
+
+def _delta_record(
+    store: Store,
+    machine: MachineRecord,
+    domain: Domain,
+    base: SnapshotRecord,
+    folder: Path,
+    identity: str,
+    kind: str,
+) -> SnapshotRecord:
+    """Add registers and XML to a folder with a delta in it, and describe it."""
+    (folder / "registers.txt").write_text(domain.hmp("info registers -a").replace("\r", ""))
+    (folder / "domain.xml").write_text(domain.xml(portable=True))
+    _keep_nvram(store, machine, folder)
+    layout = mapped_ram.parse(folder / "ram")
+    ram = RamRecord(
+        size=machine.spec.memory << 20,
+        file_size=layout.size,
+        pages_offset=layout.main.pages_offset,
+        base=base.id,
+        digest="",
+        devices_digest=_devices_digest(folder / "ram", layout),
+    )
+    return _record(store, machine, identity, kind, ram)
 
 
 def may_take(store: Store, machine: MachineRecord, domain: Domain, size: int) -> int:
@@ -481,7 +590,9 @@ __all__ = [
     "boot_id",
     "cancel",
     "convert_screen",
+    "copy_layers",
     "ended",
+    "glimpse",
     "go_on",
     "host_cpu",
     "live",

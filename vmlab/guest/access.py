@@ -29,6 +29,10 @@ class GuestAccess:
         """The guest."""
         raise AssertionError
 
+    def _domain(self) -> GuestDomain:
+        """Return the guest for looking only: without waiting until a new fork has been told who it is."""
+        raise AssertionError
+
     @property
     def folder(self) -> Path:
         """A folder in which QEMU may write."""
@@ -202,7 +206,7 @@ class GuestAccess:
         """Return a picture of the screen, which shows itself in a notebook."""
         from vmlab.guest import screen
 
-        return screen.screenshot(self.domain, self.folder)
+        return screen.screenshot(self._domain(), self.folder)
 
     def wait_for_screen(
         self,
@@ -223,7 +227,7 @@ class GuestAccess:
         """Return what the guest wrote on its serial line; only the last ``lines`` if given."""
         from vmlab.guest import serial
 
-        return serial.read(self.domain, lines)
+        return serial.read(self._domain(), lines)
 
     def send_serial(self, text: str) -> None:
         """Write to the guest's serial line."""

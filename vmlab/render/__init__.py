@@ -84,6 +84,18 @@ def _screenshot(shot: Any) -> View:
     return Picture(shot.png, machine=str(getattr(shot, "machine", "") or "guest"))
 
 
+def _diff(diff: Any) -> View:
+    from vmlab.render.diff import DiffView
+
+    return DiffView(diff)
+
+
+def _timeline(timeline: Any) -> View:
+    from vmlab.render.diff import TimelineView
+
+    return TimelineView(timeline)
+
+
 #: By the name of the class: the classes stand above this module and are not imported here.
 _VIEWS: dict[str, Callable[[Any], View]] = {
     "Lab": _lab,
@@ -97,6 +109,8 @@ _VIEWS: dict[str, Callable[[Any], View]] = {
     "Verification": _verification,
     "CommandResult": _result,
     "Screenshot": _screenshot,
+    "Diff": _diff,
+    "Timeline": _timeline,
 }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmlab.errors import NotFound, VMLabError
+from vmlab.store import locks
 from vmlab.store.records import MachineRecord, SnapshotRecord
 from vmlab.store.store import Store, allocated
 
@@ -73,6 +74,16 @@ def forget(store: Store, snapshot: str) -> None:
     store.save_label(snapshot, replace(label, forgotten=True))
 
 
+def discard(store: Store, snapshot: str) -> None:
+    """Delete a present that was only to be looked at; its disk layers go with the next collection.
+
+    No machine stands on it but throw-away forks, which are gone before, or will be.
+    """
+    for folder in (store.snapshot_folder(snapshot), store.compared_folder(snapshot)):
+        _remove(folder)
+    store.hold_path(snapshot).unlink(missing_ok=True)
+
+
 def _standing_on(machine: MachineRecord) -> tuple[str | None, str | None]:
     return machine.here, machine.root
 
@@ -93,6 +104,7 @@ def collect(store: Store) -> Collected:
             done.snapshots += 1
             done.bytes += _remove(store.snapshot_folder(identity))
             (store.home / "cache" / "checked" / identity).unlink(missing_ok=True)
+            store.hold_path(identity).unlink(missing_ok=True)
         if not done.unreadable:
             for file in (store.home / "layers").glob("[!.]*"):
                 # The disk before its record, so that what is left of it is found again if we die in between.
@@ -110,12 +122,28 @@ def collect(store: Store) -> Collected:
                 if folder.name not in bases and _age(folder) > _YOUNG:
                     done.bases += 1
                     done.bytes += _remove(folder)
-        for pattern in ("snapshots/.new-*", "bases/.new-*", "images/.new-gone-*", "machines/.gone-*"):
+        done.bytes += _clear_compared(store, keep)
+        for pattern in (
+            "snapshots/.new-*",
+            "bases/.new-*",
+            "images/.new-gone-*",
+            "machines/.gone-*",
+            "cache/compared/.new-*",
+        ):
             for half in store.home.glob(pattern):
                 if _age(half) > _ABANDONED:
                     done.bytes += _remove(half)
         store.keep_spare()
     return done
+
+
+def _clear_compared(store: Store, keep: set[str]) -> int:
+    """Delete what comparing has kept of snapshots that are gone, and return the bytes."""
+    for path in (store.home / "locks").glob("*.hold"):
+        if _age(path) > _YOUNG and not locks.is_held(path):
+            path.unlink(missing_ok=True)
+    folders = (store.home / "cache" / "compared").glob("[!.]*")
+    return sum(_remove(folder) for folder in folders if folder.name not in keep)
 
 
 def _referenced(
@@ -147,6 +175,8 @@ def _referenced(
         alive = record.machine in owners if record.kind == "snapshot" else record.spec.base in bases
         # A new one may belong to an operation that has not written its machine's record yet.
         young = _age(store.snapshot_folder(identity)) < _YOUNG
+        if record.kind == "present":
+            alive = locks.is_held(store.hold_path(identity))
         if not forgotten and (young or (alive and record.kind != "undo")):
             roots.add(identity)
     keep: set[str] = set()

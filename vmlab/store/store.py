@@ -136,15 +136,33 @@ class Store:
         """Hold the lock of machine ``name`` while ``doing`` something (see :func:`vmlab.store.locks.locked`)."""
         return locks.locked(self.home / "locks" / f"{name}.lock", doing, timeout=timeout, tell=tell)
 
+    def hold_path(self, snapshot: str) -> Path:
+        """Return the file by which whoever looks at a present says that it is still needed."""
+        return self.home / "locks" / f"present-{snapshot}.hold"
+
+    def compared_folder(self, snapshot: str) -> Path:
+        """Return the folder in the cache for what comparing has found out about a snapshot."""
+        return self.home / "cache" / "compared" / snapshot
+
     # -- machines ------------------------------------------------------------------------------------------------
 
     def machine_folder(self, name: str) -> Path:
         """Return the folder of machine ``name``."""
         return self.home / "machines" / name
 
-    def machine_names(self) -> list[str]:
-        """Return the names of all machines, sorted."""
-        return sorted(p.parent.name for p in (self.home / "machines").glob("[!.]*/machine.json"))
+    def machine_names(self, *, throwaway: bool = True) -> list[str]:
+        """Return the names of all machines, sorted; without those that were made for a moment only, if not wanted."""
+        names = sorted(p.parent.name for p in (self.home / "machines").glob("[!.]*/machine.json"))
+        return names if throwaway else [name for name in names if not self._is_throwaway(name)]
+
+    def _is_throwaway(self, name: str) -> bool:
+        try:
+            return self.machine(name).throwaway
+        except NotFound:
+            return True
+        except VMLabError:
+            # A damaged record must be seen.
+            return False
 
     def machine(self, name: str) -> MachineRecord:
         """Return the record of machine ``name``, or raise :class:`NotFound` with the nearest names."""
@@ -358,6 +376,12 @@ class Store:
             self.drop_layers(made)
             raise
         return made
+
+    def keep_layers(self, layers: dict[str, LayerRecord]) -> dict[str, str]:
+        """Write the records of layers whose files are there: ``{target: record}`` in, ``{target: layer}`` out."""
+        for record in layers.values():
+            write_json(self.home / "layers" / f"{record.id}.json", record.to_json())
+        return {target: record.id for target, record in layers.items()}
 
     def depth(self, layers: dict[str, str]) -> int:
         """Return on how many layers the deepest of these disks stands, itself included."""
