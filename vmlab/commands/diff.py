@@ -1,0 +1,89 @@
+"""Show what differs between two states, layer by layer.
+
+The layers are files, screen, CPU registers, devices, RAM, disk, and what is inside.
+
+A state is a snapshot or a machine as it is now. One name: a machine against the snapshot that it stands on. A
+machine and a snapshot of it: from that to now. A machine and two snapshots: from the one to the other. Two
+machines: as they are now. NAME@SNAPSHOT names a snapshot of any machine.
+
+No machine is disturbed: a running one stands still for some milliseconds, as for a snapshot, and what has to
+be asked of a guest is asked in forks that are thrown away. What is inside (processes, ports, users, packages,
+settings) takes seconds, so it is compared only with --inside or --all. A layer that could not be compared is
+told as such, never as equal.
+
+Examples
+--------
+diff web                    # what has changed since the snapshot that it stands on
+diff web clean              # from the snapshot 'clean' until now
+diff web clean s2 --files
+diff web db                 # two machines
+diff web@clean db@s1 --all
+diff web clean --inside --baseline
+diff web s1 s2 s3           # what changed from each to the next
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vmlab.commands import _arguments as words
+from vmlab.commands import _names
+
+if TYPE_CHECKING:
+    from vmlab.commands.ui import UI
+    from vmlab.diff import Diff
+    from vmlab.lab import Lab
+    from vmlab.timeline import Timeline
+
+GROUP = "snapshots"
+ORDER = 9
+
+#: Option -> layers, and its help.
+OPTIONS = {
+    "files": (("files",), "files and folders"),
+    "disk": (("disk",), "bytes of the disks"),
+    "ram": (("ram",), "pages of RAM"),
+    "devices": (("registers", "devices"), "CPU registers and devices"),
+    "screen": (("screen",), "the screen"),
+    "inside": (("inside",), "processes, ports, users, packages, services, modules, settings"),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    words.completed(
+        parser.add_argument("states", metavar="STATE", nargs="+", help="machines and snapshots, as above"),
+        _names.states,
+    )
+    for name, (_, text) in OPTIONS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_argument("--all", action="store_true", help="all of these; without any, all but --inside")
+    parser.add_argument(
+        "--baseline",
+        action="store_true",
+        help="measure first what changes by itself: let a fork of the first state run idle for some seconds",
+    )
+    parser.add_argument("--html", metavar="FILE", help="also write it as one HTML file")
+
+
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Diff | Timeline:
+    """Return the comparison, with the layers compared that were asked for."""
+    from vmlab import diff
+
+    if len(diff.states(lab, args.states)) > 2:
+        with ui.progress(f"compare {' '.join(args.states)}") as tell:
+            return lab.timeline(args.states, progress=tell)
+
+    chosen = [layer for name, (layers, _) in OPTIONS.items() if getattr(args, name) for layer in layers]
+    layers = diff.LAYERS if args.all else tuple(chosen) or diff.USUAL
+    with ui.progress(f"compare {' '.join(args.states)}") as tell:
+        made = diff.make(lab, args.states)
+        made.compare(*layers, tell=lambda layer: tell(layer, None))
+        if args.baseline:
+            tell("what changes by itself", None)
+            made.baseline()
+            made.compare(*layers)
+    if args.html:
+        ui.say(f"written: {made.to_html(args.html)}")
+    return made
