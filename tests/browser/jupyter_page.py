@@ -304,8 +304,11 @@ def until(true: Callable[[], object], what: str | Callable[[], str], seconds: fl
 class Troubles:
     """What a page complains about, to whoever opens the browser's developer tools."""
 
-    #: Written by the browser itself, about requests that fail: a server that is being restarted, a machine that is off.
-    _EXPECTED = ("Failed to load resource", "WebSocket connection to", "net::ERR_")
+    #: The browser and noVNC tell of connections that fail: to a server that is restarted, to a machine that is off; and
+    #: ipywidgets of widgets whose kernel has gone.
+    _EXPECTED = re.compile(
+        "Failed to load resource|WebSocket connection to|net::ERR_|Failed when connecting|Error: widget model not found"
+    )
 
     def __init__(self, page: Page) -> None:
         self.found: list[str] = []
@@ -319,12 +322,14 @@ class Troubles:
         self._page.remove_listener("console", self._heard)
 
     def _failed(self, error: Error) -> None:
-        self.found.append(f"{error.message}\n{error.stack}")
+        # JupyterLab's own requests fail while its server is restarted.
+        if "/vmlab/" in (error.stack or "") or "Failed to fetch" not in error.message:
+            self.found.append(f"{error.message}\n{error.stack}")
 
     def _heard(self, message: ConsoleMessage) -> None:
         where = message.location.get("url", "")
         ours = "vmlab" in message.text or "vmlab" in where
-        if message.type == "error" and ours and not message.text.startswith(self._EXPECTED):
+        if message.type == "error" and ours and not self._EXPECTED.match(message.text):
             self.found.append(f"{where}: {message.text}")
 
 

@@ -407,16 +407,26 @@ class Domain:
 
 
 class SerialStream:
-    """An open serial line."""
+    """An open serial line.
+
+    Attributes
+    ----------
+    ended
+        QEMU is gone, as `recv` has found out. libvirt goes on taking what is written then, and throws it away.
+    """
 
     def __init__(self, stream: libvirt.virStream) -> None:
         self._stream = stream
+        self.ended = False
 
     def recv(self, count: int) -> bytes:
         """Return up to ``count`` bytes that have come; empty if none."""
         with translated("read the serial line"):
             data = self._stream.recv(count)
-        return data if isinstance(data, bytes) else b""
+        if not isinstance(data, bytes):
+            return b""
+        self.ended = not data
+        return data
 
     def send(self, data: bytes) -> None:
         """Write all of ``data``."""

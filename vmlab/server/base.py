@@ -70,6 +70,11 @@ def protected(method: F) -> F:
     return cast("F", web.authenticated(authorized(resource=RESOURCE)(method)))
 
 
+def executing(method: F) -> F:
+    """Let a method be called only by who may *execute*: a GET that has guests run for its answer."""
+    return cast("F", web.authenticated(authorized(action="execute", resource=RESOURCE)(method)))
+
+
 @cache
 def document() -> dict[str, Any]:
     """Return the API's description, ``openapi.yaml``."""

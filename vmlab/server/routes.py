@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmlab.server import labs, machines, snapshots
+from vmlab.server import diffs, labs, machines, snapshots
 from vmlab.server.console import ConsoleSocket
 from vmlab.server.serial import SerialSocket
 from vmlab.server.static import FOLDER, StaticFiles
@@ -28,6 +28,8 @@ API: list[tuple[str, type[Any]]] = [
     (rf"snapshots/{PART}/describe", snapshots.SnapshotDescribe),
     (rf"snapshots/{PART}/verify", snapshots.SnapshotVerify),
     (rf"snapshots/{PART}/screen\.png", snapshots.SnapshotScreen),
+    (r"diff", diffs.DiffModel),
+    (r"diff\.html", diffs.DiffPage),
     (r"images", labs.Images),
     (rf"images/{PART}/build", labs.Build),
 ]

@@ -99,11 +99,17 @@ class SerialLine:
         def step(lab: Lab, data: bytes) -> int:
             nonlocal stream
             try:
+                while stream is not None and stream.recv(4096):
+                    pass
+                if stream is not None and stream.ended:
+                    # Reverted: another QEMU, another line.
+                    stream.close()
+                    stream = None
+                if not data:
+                    return 0
                 if stream is None:
                     stream = lab.machine(self.name)._domain().open_serial()
-                sent = stream.try_send(data) if data else 0
-                while stream.recv(4096):
-                    pass
+                sent = stream.try_send(data)
             except VMLabError:
                 # Taken over by somebody else, or its QEMU is gone.
                 if stream is not None:

@@ -96,6 +96,9 @@ export class ConsoleView {
       this._seen = seen;
       this._want();
     });
+    // A click in a tab of JupyterLab activates the tab first, which takes the shield away from under the mouse; the
+    // browser then gives the focus to the stage.
+    stage.addEventListener('focus', () => this._refocus());
     root.addEventListener('click', this._restore);
     root.addEventListener('keydown', this._restoreByKey);
     document.addEventListener('fullscreenchange', this._fullScreenChanged);
