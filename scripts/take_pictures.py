@@ -64,6 +64,14 @@ TREE = {
     "tree": "%vm tree desk",
     "list": "%vm list",
 }
+DIFF = {
+    "load": LOAD,
+    "edit": (
+        "%%vm desk\necho 'Welcome back.' >> /etc/motd\nuseradd -m eve\n"
+        "mkdir -p /opt/.kit && echo 'not a virus' > /opt/.kit/tool && chmod 4755 /opt/.kit/tool"
+    ),
+    "diff": "%vm diff desk tidy",
+}
 APP = {
     "load": LOAD,
     "consoles": "%vm console desk web game",
@@ -152,6 +160,7 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
     write_notebook(notebooks / "desk.ipynb", *DESK.values())
     write_notebook(notebooks / "tree.ipynb", *TREE.values())
     write_notebook(notebooks / "app.ipynb", *APP.values())
+    write_notebook(notebooks / "diff.ipynb", *DIFF.values())
     environment = {"VMLAB_HOME": str(lab.home)}
     with (
         server(notebooks, own, theme=theme, environment=environment) as jupyter,
@@ -167,6 +176,14 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
         first = list(TREE).index("tree")
         settle(nb, first)
         save(page.screenshot(clip=around(nb, first, len(TREE) - 1)), folder / f"tree-{theme}.png")
+
+        nb = open_wide(page, jupyter.url("diff.ipynb"))
+        for index in range(len(DIFF)):
+            nb.run(index)
+        first = list(DIFF).index("diff")
+        nb.cell(first).locator("label", has_text="Files").first.click()
+        settle(nb, first)
+        save(page.screenshot(clip=around(nb, first, first)), folder / f"diff-{theme}.png")
 
         page.set_viewport_size({"width": APP_WIDTH, "height": APP_HEIGHT})
         nb = Notebook(page, jupyter.url("app.ipynb"))

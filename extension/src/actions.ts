@@ -2,6 +2,8 @@ import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apput
 
 import { ApiError } from './api';
 import type { Verb } from './api';
+import { choices } from './comparison';
+import type { IComparison } from './comparison';
 import type { LabModel } from './model';
 import type { IMachine, INode } from './types';
 import { count, size } from './units';
@@ -137,6 +139,28 @@ export class Actions {
         await this._model.api.describeSnapshot(node.id, text);
         await this._model.readTree(machine);
       });
+    }
+  }
+
+  /** Ask what a machine as it is now, or a snapshot of it, is to be compared with. */
+  async chooseComparison(machine: string, node?: INode): Promise<IComparison | null> {
+    const what = node ? `“${node.name}” of ${machine}` : machine;
+    try {
+      const found = choices(await this._model.api.tree(machine), this._model.machines, node);
+      if (found.length === 0) {
+        Notification.info(`There is nothing to compare ${what} with yet. Take a snapshot first.`);
+        return null;
+      }
+      const result = await InputDialog.getItem({
+        title: `Compare ${what}`,
+        label: 'With',
+        items: found.map(choice => choice.label),
+        okLabel: 'Compare'
+      });
+      return found.find(choice => result.button.accept && choice.label === result.value) ?? null;
+    } catch (error) {
+      showTrouble(error);
+      return null;
     }
   }
 

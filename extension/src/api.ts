@@ -1,6 +1,7 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
+import type { IComparison } from './comparison';
 import type { IImage, ILab, IMachine, INewMachine, ISnapshot, ITree, IUsage, IVerification } from './types';
 
 /**
@@ -150,6 +151,20 @@ export class Api {
       etag: response.headers.get('ETag') ?? '',
       blob: await response.blob()
     };
+  }
+
+  /**
+   * What differs between two states, as a page that holds what guests wrote.
+   *
+   * @param signal - Ends it; the server then compares no further.
+   */
+  async diffPage({ before, after }: IComparison, inside: boolean, signal?: AbortSignal): Promise<string> {
+    const query = new URLSearchParams({ before, after, ...(inside ? { inside: 'true' } : {}) });
+    const response = await this._send(`diff.html?${query}`, { method: 'GET', cache: 'no-cache', signal });
+    if (!response.ok) {
+      throw await readError(response);
+    }
+    return response.text();
   }
 
   private async _json<T>(method: string, path: string, body?: object): Promise<T> {

@@ -9,6 +9,7 @@ import { Menu } from '@lumino/widgets';
 
 import type { Actions } from './actions';
 import {
+  compareIcon,
   forkIcon,
   pauseIcon,
   powerIcon,
@@ -18,6 +19,8 @@ import {
   startIcon,
   vmlabIcon
 } from './icons';
+import { stateOf } from './comparison';
+import type { IComparison } from './comparison';
 import type { LabModel } from './model';
 import type { PanelState } from './panelstate';
 import { CommandIDs, PANEL_ID } from './tokens';
@@ -68,6 +71,7 @@ const MACHINE_MENU = [
   CommandIDs.fork,
   CommandIDs.forkMany,
   CommandIDs.undo,
+  CommandIDs.compare,
   CommandIDs.tree,
   null,
   CommandIDs.rename,
@@ -78,6 +82,9 @@ const MACHINE_MENU = [
 const SNAPSHOT_MENU = [
   CommandIDs.revert,
   CommandIDs.forkSnapshot,
+  null,
+  CommandIDs.comparePresent,
+  CommandIDs.compareSnapshot,
   null,
   CommandIDs.renameSnapshot,
   CommandIDs.describeSnapshot,
@@ -286,6 +293,13 @@ function machineCommands(parts: ICommandParts): IMachineCommand[] {
       run: act('undo')
     },
     {
+      id: CommandIDs.compare,
+      label: 'Compare with…',
+      caption: 'What differs from a snapshot, or from another machine',
+      icon: compareIcon,
+      run: async machine => openComparison(app, await actions.chooseComparison(machine.name))
+    },
+    {
       id: CommandIDs.tree,
       label: 'Show Snapshots',
       icon: revertIcon,
@@ -317,9 +331,11 @@ function machineCommands(parts: ICommandParts): IMachineCommand[] {
   ];
 }
 
-function snapshotCommands({ actions, state }: ICommandParts): ISnapshotCommand[] {
+function snapshotCommands({ app, actions, model, state }: ICommandParts): ISnapshotCommand[] {
   // What an image's machines start from belongs to the image.
   const own = (node: INode): boolean => node.kind === 'snapshot';
+  // The present that a revert left has no name to call it by.
+  const named = (node: INode): boolean => node.kind !== 'undo';
   return [
     {
       id: CommandIDs.revert,
@@ -334,6 +350,24 @@ function snapshotCommands({ actions, state }: ICommandParts): ISnapshotCommand[]
       caption: 'A new machine that starts from this',
       icon: forkIcon,
       run: (machine, node) => actions.fork(machine, node)
+    },
+    {
+      id: CommandIDs.comparePresent,
+      label: 'Compare with the Present',
+      caption: 'What has changed since',
+      icon: compareIcon,
+      when: named,
+      run: (machine, node) => {
+        const tree = model.tree(machine);
+        return openComparison(app, tree ? { before: stateOf(tree, node), after: machine } : null);
+      }
+    },
+    {
+      id: CommandIDs.compareSnapshot,
+      label: 'Compare with…',
+      caption: 'What differs from another snapshot, or from another machine',
+      when: named,
+      run: async (machine, node) => openComparison(app, await actions.chooseComparison(machine, node))
     },
     {
       id: CommandIDs.renameSnapshot,
@@ -363,6 +397,13 @@ function snapshotCommands({ actions, state }: ICommandParts): ISnapshotCommand[]
       run: (machine, node) => actions.forget(machine, node)
     }
   ];
+}
+
+async function openComparison(app: JupyterFrontEnd, comparison: IComparison | null): Promise<void> {
+  if (comparison) {
+    const { before, after } = comparison;
+    await app.commands.execute(CommandIDs.openComparison, { before, after });
+  }
 }
 
 /** The menu of a machine, or of one of its snapshots, at a place of the page. */

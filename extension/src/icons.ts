@@ -42,4 +42,16 @@ export const revertIcon = icon(
   `<path ${stroke} d="M3 3v3.5h3.5M3.3 6.3A5.2 5.2 0 1 1 2.8 9M8 5.5V8.3l2 1.2"/>`
 );
 
+/** There and back: two things beside each other. */
+export const compareIcon = icon(
+  'compare',
+  `<path ${stroke} d="M2.5 5.5h10M10 3l2.5 2.5L10 8M13.5 10.5h-10M6 8l-2.5 2.5L6 13"/>`
+);
+
+/** A look into a box. */
+export const insideIcon = icon(
+  'inside',
+  `<path ${stroke} d="M6 3H3v10h10v-3"/><circle ${stroke} cx="10" cy="6" r="3"/><path ${stroke} d="M12.2 8.2 14 10"/>`
+);
+
 export const screenIcon = icon('screen', `<path ${stroke} d="M2 3.5h12v7.5H2zM6 13.5h4M8 11v2.5"/>`);

@@ -1,3 +1,4 @@
+import { comparisonsPlugin } from './plugins/comparisons';
 import { consolesPlugin } from './plugins/consoles';
 import { modelPlugin } from './plugins/model';
 import { panelPlugin } from './plugins/panel';
@@ -6,4 +7,4 @@ import { statusPlugin } from './plugins/status';
 
 export { ILabModel } from './tokens';
 
-export default [modelPlugin, panelPlugin, consolesPlugin, savedPlugin, statusPlugin];
+export default [modelPlugin, panelPlugin, consolesPlugin, comparisonsPlugin, savedPlugin, statusPlugin];

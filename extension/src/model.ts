@@ -133,7 +133,7 @@ export class LabModel implements IDisposable {
     return this._pending.get(name) ?? this.machine(name)?.doing ?? null;
   }
 
-  /** What the build of an image, or the making of a machine, has said last; by the name of either. */
+  /** What the build of an image, the making of a machine, or a comparison has said last; by the name of it. */
   job(name: string): IJob | undefined {
     return this._jobs.get(name);
   }
@@ -355,7 +355,7 @@ export class LabModel implements IDisposable {
   }
 
   private _onJob(event: ILabEvent): void {
-    const about = event.image ?? event.machine ?? '';
+    const about = event.comparison ?? event.image ?? event.machine ?? '';
     if (event.done) {
       this._jobs.delete(about);
     } else {

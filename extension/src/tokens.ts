@@ -21,6 +21,9 @@ export namespace CommandIDs {
   /** Opens or shows the tab of `{machine, kind: 'vnc' | 'serial'}`; also one of a machine that is gone. */
   export const openTab = 'vmlab:open-tab';
 
+  /** Opens the tab that compares `{before, after, inside}`; states as `%vm diff` names them. */
+  export const openComparison = 'vmlab:open-comparison';
+
   export const console = 'vmlab:console';
   export const serial = 'vmlab:serial';
   export const start = 'vmlab:start';
@@ -33,6 +36,7 @@ export namespace CommandIDs {
   export const fork = 'vmlab:fork';
   export const forkMany = 'vmlab:fork-many';
   export const undo = 'vmlab:undo';
+  export const compare = 'vmlab:compare';
   export const tree = 'vmlab:tree';
   export const rename = 'vmlab:rename';
   export const describe = 'vmlab:describe';
@@ -40,6 +44,8 @@ export namespace CommandIDs {
 
   export const revert = 'vmlab:revert';
   export const forkSnapshot = 'vmlab:fork-snapshot';
+  export const comparePresent = 'vmlab:compare-present';
+  export const compareSnapshot = 'vmlab:compare-snapshot';
   export const renameSnapshot = 'vmlab:rename-snapshot';
   export const describeSnapshot = 'vmlab:describe-snapshot';
   export const verify = 'vmlab:verify';

@@ -145,6 +145,8 @@ export interface ILabEvent {
   machine?: string;
   /** Of a job that builds it. */
   image?: string;
+  /** Of a job that compares: the two states, as they were asked for. */
+  comparison?: string;
   state?: State;
   doing?: string | null;
   text?: string;

@@ -27,6 +27,9 @@ import nbformat
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
+from vmlab.errors import VMLabError
+from vmlab.machine import Machine
+
 #: Milliseconds: JupyterLab's first start on a busy machine; and a cell that starts a guest.
 OPEN, CELL = 90_000, 120_000
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
@@ -299,6 +302,13 @@ def until(true: Callable[[], object], what: str | Callable[[], str], seconds: fl
         if time.monotonic() > end:
             raise AssertionError(f"{seconds:.0f} s in vain: {what if isinstance(what, str) else what()}")
         time.sleep(0.1)
+
+
+def answer(machine: Machine, command: str) -> str:
+    """Return what a command in the guest says; nothing while there is nobody to ask, as in the middle of a revert."""
+    with contextlib.suppress(VMLabError):
+        return machine.execute(command).stdout
+    return ""
 
 
 class Troubles:

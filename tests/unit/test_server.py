@@ -186,6 +186,27 @@ def test_bodies_that_make_no_sense(server: JupyterProcess, path: str, body: Any,
     valid("Error", answer.json)
 
 
+@pytest.mark.parametrize("path", ["diff", "diff.html"])
+@pytest.mark.parametrize(
+    ("query", "status", "says"),
+    [
+        ("", 400, "before"),
+        ("before=web", 400, "after"),
+        ("before=web&after=db&layers=files,smell", 400, "smell"),
+        ("before=web&after=db&inside=perhaps", 400, "perhaps"),
+        ("before=web@clean&after=web", 404, "web"),
+        ("before=..%2f..%2fetc&after=web", 400, "etc"),
+    ],
+)  # fmt: skip
+def test_comparisons_that_make_no_sense(
+    server: JupyterProcess, path: str, query: str, status: int, says: str
+) -> None:
+    answer = server.api("GET", f"{path}?{query}")
+    assert answer.status == status
+    assert says in answer.json["message"]
+    valid("Error", answer.json)
+
+
 def test_a_body_that_is_no_json(server: JupyterProcess) -> None:
     answer = server.request("POST", "vmlab/api/machines", None, Content_Type="application/json")
     assert answer.status == 400  # nothing is like {}: the image is missing

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 from server_process import JupyterProcess, close_code, jupyter_process
 
+from vmlab.errors import NotFound
 from vmlab.hypervisor.watch import LifecycleWatch, guests_exist
 from vmlab.lab import Lab
 from vmlab.machine import Machine
@@ -393,3 +394,75 @@ def test_questions_are_answered_while_verbs_work(server: JupyterProcess, invader
     invaders._domain().destroy()
     for worker in workers:
         worker.join(60)
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------
+
+
+def leftovers(lab: Lab, machine: Machine) -> list[str]:
+    """Return presents of a machine and throw-away forks of its states."""
+    store = lab.store
+    ours = {s for s in store.snapshot_ids() if store.snapshot(s).machine == machine.uuid}
+    found = [s for s in ours if store.snapshot(s).kind == "present"]
+    for name in store.machine_names():
+        if name.startswith("look-"):
+            # Others may be comparing something in the same lab.
+            with contextlib.suppress(NotFound):
+                found += [name] * (store.machine(name).root in ours)
+    return found
+
+
+def test_a_comparison_as_json_and_as_a_page(
+    server: JupyterProcess, tiny: Machine, lab: Lab, events: Listener
+) -> None:
+    tiny.succeed("echo old >/root/changed; echo gone >/root/removed")
+    tiny.snapshot("clean")
+    tiny.succeed("echo new >/root/changed; rm /root/removed; echo here >'/root/<img src=x>'")
+    query = f"before={tiny.name}@clean&after={tiny.name}"
+
+    found = valid("Diff", server.api("GET", f"diff?{query}", login="cookie").json)
+    assert (found["before"]["snapshot"], found["after"]["snapshot"]) == ("clean", None)
+    files = found["layers"]["files"]
+    assert (found["same"], files["outcome"]) == (False, "different")
+    assert "/root/changed" in json.dumps(files["result"])
+    assert found["not_compared"] == ["inside"]
+    event = events.wait(kind="job", comparison=f"{tiny.name}@clean {tiny.name}", done=False)
+    assert event["text"] == "screen"
+    events.wait(kind="job", comparison=f"{tiny.name}@clean {tiny.name}", done=True)
+    assert leftovers(lab, tiny) == []
+
+    page = server.api("GET", f"diff.html?{query}&layers=files&inside=true", login="cookie")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    # Whatever a guest wrote: nothing runs, nothing is loaded.
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("sandbox; default-src 'none'")
+    assert "script" not in policy
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert page.headers["Cache-Control"] == "no-store"
+    text = page.body.decode()
+    assert all(name in text for name in ("/root/changed", "/root/removed", "/root/&lt;img src=x&gt;"))
+    assert "<img src=x>" not in text
+    assert "Processes" in text or "processes" in text
+    assert leftovers(lab, tiny) == []
+    assert tiny.state == "running"
+
+
+def test_a_comparison_ends_when_its_client_goes(server: JupyterProcess, tiny: Machine, lab: Lab) -> None:
+    tiny.snapshot("clean")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.request(
+        "GET",
+        f"{server.base}vmlab/api/diff?before={tiny.name}@clean&after={tiny.name}&inside=true",
+        headers={"Authorization": f"token {server.token}"},
+    )
+    end = time.monotonic() + 20
+    while not leftovers(lab, tiny):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    connection.close()
+    end = time.monotonic() + 60
+    while leftovers(lab, tiny):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert tiny.state == "running"
+    assert [s.name for s in tiny.snapshots] == ["clean"]

@@ -94,21 +94,25 @@ class SerialLine:
 
     async def _write(self) -> None:
         stream: SerialStream | None = None
+        pid: int | None = None
         read = self._service.read
 
         def step(lab: Lab, data: bytes) -> int:
-            nonlocal stream
+            nonlocal stream, pid
             try:
                 while stream is not None and stream.recv(4096):
                     pass
-                if stream is not None and stream.ended:
-                    # Reverted: another QEMU, another line.
+                domain = lab.machine(self.name)._domain()
+                # Reverted: another QEMU, another line. The stream learns of it somewhat later, and would take what is
+                # typed meanwhile and lose it.
+                if stream is not None and (stream.ended or domain.pid != pid):
                     stream.close()
                     stream = None
                 if not data:
                     return 0
                 if stream is None:
-                    stream = lab.machine(self.name)._domain().open_serial()
+                    pid = domain.pid
+                    stream = domain.open_serial()
                 sent = stream.try_send(data)
             except VMLabError:
                 # Taken over by somebody else, or its QEMU is gone.

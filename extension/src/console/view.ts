@@ -212,9 +212,6 @@ export class ConsoleView {
       close: () => {
         this._keepStill(screen);
         screen.close();
-        if (this._screen === screen) {
-          this._screen = null;
-        }
       }
     };
   }
@@ -224,6 +221,7 @@ export class ConsoleView {
     if (screen !== this._screen) {
       return;
     }
+    this._screen = null;
     if (screen.copyTo(this._still)) {
       this._still.hidden = false;
     }
