@@ -18,6 +18,7 @@ from vmlab.render.results import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
+    from vmlab.hypervisor.domain import Domain, SerialStream
     from vmlab.machine import Machine
 
 #: The key that leaves: Ctrl-], as in ``virsh console`` and telnet.
@@ -26,6 +27,8 @@ LEAVE = b"\x1d"
 BEFORE = 4096
 #: Seconds between two looks for output, and between two looks whether the machine still runs.
 LOOK, ALIVE = 0.02, 1.0
+#: Seconds within which a machine that is being reverted is there again.
+REVERT = 3.0
 
 
 @contextlib.contextmanager
@@ -61,13 +64,13 @@ def attach(machine: Machine, ui: UI) -> Note:
     ui.say(f"The serial line of {machine.name}; Ctrl-] leaves it.")
     log = SerialLog.of(domain)
     # Opened before the log is read: a little may be seen twice, nothing is missed.
-    stream = domain.open_serial()
+    stream: SerialStream | None = domain.open_serial()
     end = f"{machine.name} is not running any more."
     try:
         with _raw(keys):
             _write(screen, log.read(max(0, log.position - BEFORE)))
             looked = time.monotonic()
-            while True:
+            while stream is not None:
                 if select.select([keys], [], [], LOOK)[0]:
                     typed = os.read(keys, 1024)
                     before, leave, _ = typed.partition(LEAVE)
@@ -77,13 +80,27 @@ def attach(machine: Machine, ui: UI) -> Note:
                         break
                 while data := stream.recv(1 << 16):
                     _write(screen, data)
-                if time.monotonic() - looked > ALIVE:
+                if stream.ended:
+                    stream.close()
+                    stream = _again(domain)
+                elif time.monotonic() - looked > ALIVE:
                     looked = time.monotonic()
                     if domain.state() not in ("running", "paused"):
                         break
     finally:
-        stream.close()
+        if stream is not None:
+            stream.close()
     return Note(f"\n{end}", machine=machine.name)
+
+
+def _again(domain: Domain) -> SerialStream | None:
+    """Open the line of the next QEMU, after a revert; None if none comes."""
+    end = time.monotonic() + REVERT
+    while time.monotonic() < end:
+        with contextlib.suppress(WrongState):
+            return domain.open_serial()
+        time.sleep(0.1)
+    return None
 
 
 def _write(screen: int, data: bytes) -> None:

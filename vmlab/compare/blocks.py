@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,18 @@ _INCOMPATIBLE = {
 }
 #: Incompatible features that change nothing for a reader, or are looked at elsewhere: dirty, compression type.
 _HARMLESS = 1 << 0 | 1 << 3
+
+
+class Readable(Protocol):
+    """What can hold a file system: a disk, or what is put together from parts of one."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes; what lies behind the end is zero."""
+
+    def read_blocks(self, numbers: Numbers, size: int, start: int = 0) -> Bytes:
+        """Return blocks, one in each row."""
 
 
 class _File:
@@ -371,6 +384,82 @@ class Disk:
         first, last = offset // SECTOR, -(-(offset + length) // SECTOR)
         data = self.read_blocks(np.arange(first, last, dtype=np.int64), SECTOR).tobytes()
         return data[offset - first * SECTOR :][:length]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes of a disk that are next to each other, and where they are in what is put together from them."""
+
+    logical: int
+    physical: int
+    length: int
+
+
+class Mapped:
+    """Parts of a disk, put together: a partition (one part), or a logical volume (one part or several).
+
+    Parameters
+    ----------
+    disk
+        Where they are.
+    segments
+        The parts, ascending, without holes between them.
+    """
+
+    def __init__(self, disk: Disk, segments: list[Segment]) -> None:
+        self.disk, self.segments = disk, segments
+        self.size = segments[-1].logical + segments[-1].length if segments else 0
+        #: What every part's place and length is a multiple of: no block of that size lies across an edge.
+        self._unit = int(np.gcd.reduce([x for s in segments for x in (s.logical, s.length)] or [SECTOR]))
+
+    def read_blocks(self, numbers: Numbers, size: int, start: int = 0) -> Bytes:
+        """Return blocks, one in each row; what lies behind the end is zero."""
+        unit = int(np.gcd(np.gcd(size, self._unit), start or size))
+        if unit < size:
+            pieces = (numbers[:, None] * (size // unit) + np.arange(size // unit)).ravel()
+            return self.read_blocks(pieces, unit, start).reshape(len(numbers), size)
+        out = np.zeros((len(numbers), size), np.uint8)
+        position = numbers * size + start
+        for part in self.segments:
+            here = (position >= part.logical) & (position < part.logical + part.length)
+            if here.any():
+                inside = (position[here] - part.logical) // size
+                out[here] = self.disk.read_blocks(inside, size, part.physical)
+        return out
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes; what lies behind the end is zero."""
+        found = bytearray(length)
+        for part in self.segments:
+            low = max(offset, part.logical)
+            high = min(offset + length, part.logical + part.length)
+            if low < high:
+                data = self.disk.read(part.physical + low - part.logical, high - low)
+                found[low - offset : high - offset] = data
+        return bytes(found)
+
+    def differing(self, other: Mapped, block: int) -> Numbers | None:
+        """Return the numbers of the blocks whose content differs, ascending.
+
+        None if the same bytes are in different places of the two disks; one of them may be longer.
+        """
+        longer = max(self, other, key=lambda side: side.size)
+        both = min(self.size, other.size)
+        if self._places(both) != other._places(both) or any(s.logical % block for s in longer.segments):
+            return None
+        parts = [
+            differing(self.disk, other.disk, block, s.physical, s.length) + s.logical // block
+            for s in longer.segments
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def _places(self, end: int) -> list[tuple[int, int]]:
+        """Return where what is before ``end`` is, neighbours as one."""
+        found: list[tuple[int, int]] = []
+        for part in self.segments:
+            if part.logical < end and (not found or part.physical - part.logical != found[-1][1]):
+                found.append((part.logical, part.physical - part.logical))
+        return found
 
 
 def _open(path: Path, kind: str | None) -> _Qcow2 | _Raw:

@@ -7,8 +7,9 @@
     found.added("/etc/motd").text_diff()
     assert found.unchanged("/etc/shadow")
 
-ext2, ext3 and ext4 are read here, on whole disks and in partitions. Of other file systems the result says that they
-were not read, unless no byte of theirs differs.
+ext2, ext3 and ext4 are read here, on whole disks, in partitions and in linear LVM volumes; FAT, NTFS and XFS are
+walked with the libraries of the extra ``filesystems``. Of other file systems the result says that they were not read,
+unless no byte of theirs differs.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vmlab.compare.blocks import Disk, Numbers, differing
+from vmlab.compare.blocks import Disk, Mapped, Numbers, Readable, Segment, differing
 from vmlab.compare.ext4 import Ext4
 from vmlab.compare.ext4.differences import PAGE, Change, changes
-from vmlab.compare.ext4.inode import Inode
-from vmlab.compare.partitions import Partition, partitions
+from vmlab.compare.lvm import LogicalVolume, logical_volumes
+from vmlab.compare.partitions import Partition, kind_of, partitions
+from vmlab.compare.walk import LIBRARIES, Walk, readable
 from vmlab.errors import DiskUnreadable, HostError
 
 if TYPE_CHECKING:
@@ -61,6 +63,25 @@ def printable(path: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
+class FileSystem(Protocol):
+    """What reads a file system; what it calls a file is its own."""
+
+    def target(self, inode: Any, /) -> bytes:
+        """Return what a symbolic link leads to."""
+
+    def attributes(self, inode: Any, /) -> dict[bytes, bytes]:
+        """Return extended attributes."""
+
+    def read(self, inode: Any, offset: int, length: int, /) -> bytes:
+        """Return bytes of a file's content, fewer at its end."""
+
+    def parts(self, inode: Any, /) -> Iterator[bytes]:
+        """Yield a file's content in parts."""
+
+    def lookup(self, path: bytes, /) -> Any:
+        """Return what an absolute path leads to, or None."""
+
+
 @dataclass(frozen=True)
 class FileState:
     """A file as one of the two states has it.
@@ -70,21 +91,22 @@ class FileState:
     type
         ``file``, ``directory``, ``symlink``, ``character device``, ``block device``, ``fifo`` or ``socket``.
     mode
-        Permission bits, with set-user-ID and the like.
+        Permission bits, with set-user-ID and the like. FAT and NTFS have none: 0777, or 0555 for read-only files.
     uid, gid
-        Owner and group.
+        Owner and group; 0 on FAT and NTFS.
     size
         Bytes.
     mtime
-        When the content was changed, in nanoseconds since 1970.
+        When the content was changed, in nanoseconds since 1970. FAT keeps local time, which is taken as UTC.
     target
         What a symbolic link leads to.
     device
         Major and minor number of a device.
     flags
-        The letters of ``lsattr``: ``i`` immutable, ``a`` append-only ...
+        The letters of ``lsattr``: ``i`` immutable, ``a`` append-only ...; on FAT and NTFS ``R`` read-only,
+        ``H`` hidden, ``S`` system, ``C`` compressed, ``E`` encrypted. Those of XFS are not read.
     inode
-        Its number.
+        Its number: of NTFS that of its record, of FAT the place of its entry.
     """
 
     type: str
@@ -97,11 +119,11 @@ class FileState:
     device: tuple[int, int] | None
     flags: str
     inode: int
-    _fs: Ext4 = field(repr=False, compare=False)
-    _inode: Inode = field(repr=False, compare=False)
+    _fs: FileSystem = field(repr=False, compare=False)
+    _inode: Any = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, fs: Ext4, inode: Inode) -> FileState:
+    def of(cls, fs: FileSystem, inode: Any) -> FileState:
         """Read a file's state, not its content."""
         link = inode.format == stat.S_IFLNK
         return cls(
@@ -121,7 +143,10 @@ class FileState:
 
     @cached_property
     def attributes(self) -> dict[str, bytes]:
-        """Extended attributes, with their prefix: ``user.x``, ``security.capability``, ``system.posix_acl_access``."""
+        """Extended attributes, with their prefix: ``user.x``, ``security.capability``, ``system.posix_acl_access``.
+
+        Of NTFS, as ntfs-3g names them: the first 64 KiB of other streams (``user.NAME``), and ``system.ntfs_acl``.
+        """
         return {_text(k): v for k, v in sorted(self._fs.attributes(self._inode).items())}
 
     @cached_property
@@ -176,7 +201,7 @@ class FileChange:
     link_to
         For a name that was added or removed: another name of the same file, which had it before and has it still.
     volume
-        The disk and partition: ``vda``, ``vda1``.
+        The disk, partition or logical volume: ``vda``, ``vda1``, ``vda2/vg/lv``.
     """
 
     kind: str
@@ -272,12 +297,12 @@ def _lines(state: FileState | None) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Volume:
-    """A partition, or a whole disk without partitions, that both states have.
+    """A partition, a logical volume, or a whole disk without partitions, that both states have.
 
     Attributes
     ----------
     name
-        ``vda1``, ``vda``.
+        ``vda1``, ``vda``, ``vda2/vg/lv``.
     kind
         ``ext``, ``xfs`` ...; ``empty`` or ``unknown``.
     label
@@ -293,7 +318,7 @@ class Volume:
     label: str = ""
     changed_bytes: int = 0
     unread: str | None = None
-    _sides: tuple[Ext4, Ext4] | None = field(default=None, repr=False, compare=False)
+    _sides: tuple[FileSystem, FileSystem] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -560,47 +585,123 @@ def _compare_disks(name: str, a: Disk, b: Disk) -> Iterator[tuple[Volume, list[F
         yield Volume(name, "unknown", unread=unread), []
         return
     for x, y in zip(parts_a, parts_b, strict=True):
-        yield _compare_volumes(name if not x.number else _partition_name(name, x.number), a, x, b, y)
+        volume = name if not x.number else _partition_name(name, x.number)
+        pages = differing(a, b, PAGE, x.start, max(x.size, y.size))
+        if x.kind == y.kind == "LVM" and len(pages):
+            yield from _compare_groups(volume, _Place(a, x), _Place(b, y))
+        else:
+            yield _compare_volumes(volume, pages, _Place(a, x), _Place(b, y))
 
 
 def _partition_name(disk: str, number: int) -> str:
     return f"{disk}p{number}" if disk[-1:].isdigit() else f"{disk}{number}"
 
 
-def _compare_volumes(
-    name: str, a: Disk, x: Partition, b: Disk, y: Partition
+@dataclass(frozen=True)
+class _Place:
+    """Where a file system may be."""
+
+    disk: Disk
+    partition: Partition
+    #: The logical volume that it is, if it is one; ``partition`` then says what is in that.
+    volume: Mapped | None = None
+
+    @property
+    def source(self) -> Readable:
+        return self.volume or self.disk
+
+    @property
+    def mapped(self) -> Mapped:
+        part = self.partition
+        return self.volume or Mapped(self.disk, [Segment(0, part.start, part.size)])
+
+
+def _compare_groups(name: str, a: _Place, b: _Place) -> Iterator[tuple[Volume, list[FileChange]]]:
+    """Compare the logical volumes of a physical volume."""
+    before, after = (
+        {f"{name}/{found.group}/{found.name}": found for found in _logical_volumes(name, side)}
+        for side in (a, b)
+    )
+    for volume in sorted(before.keys() | after.keys()):
+        x, y = before.get(volume), after.get(volume)
+        if x is None or y is None:
+            side = "only after" if x is None else "only before"
+            unread = f"The logical volume {volume} is there {side}; its files are not listed."
+            yield Volume(volume, "unknown", unread=unread), []
+        elif why := x.unread or y.unread:
+            unread = f"The logical volume {volume} cannot be read: {why}; see the disk layer."
+            yield Volume(volume, "unknown", unread=unread), []
+        else:
+            yield _compare_logical(volume, a.disk, x, b.disk, y)
+
+
+def _logical_volumes(name: str, place: _Place) -> list[LogicalVolume]:
+    try:
+        return logical_volumes(place.disk, place.partition.start, place.partition.size)
+    except DiskUnreadable as error:
+        error.evidence.setdefault("volume", name)
+        raise
+
+
+def _compare_logical(
+    name: str, a: Disk, x: LogicalVolume, b: Disk, y: LogicalVolume
 ) -> tuple[Volume, list[FileChange]]:
-    size = max(x.size, y.size)
-    pages = differing(a, b, PAGE, x.start, size)
+    sides = Mapped(a, x.segments), Mapped(b, y.segments)
+    pages = sides[0].differing(sides[1], PAGE)
+    if pages is None:
+        unread = f"The logical volume {name} was moved on its disk; its files are not compared."
+        return Volume(name, "unknown", unread=unread), []
+    places = [_Place(side.disk, Partition(0, 0, side.size, kind_of(side, 0)), side) for side in sides]
+    return _compare_volumes(name, pages, *places)
+
+
+def _compare_volumes(name: str, pages: Numbers, a: _Place, b: _Place) -> tuple[Volume, list[FileChange]]:
+    x, y = a.partition, b.partition
     changed = len(pages) * PAGE
     kind = x.kind if x.kind == y.kind else f"{x.kind}, then {y.kind}"
     # A disk that was cut short is damaged even where its end held nothing but zeros.
     if x.kind == y.kind == "ext" and (changed or x.size != y.size):
-        return _compare_ext(name, pages, a, x, b, y)
+        return _compare_ext(name, pages, a, b)
     if not changed:
         return Volume(name, kind), []
     if x.kind == y.kind == "swap":
         return Volume(name, kind, changed_bytes=changed), []
+    if readable(kind):
+        return _compare_walked(name, pages, a, b)
     what = {"unknown": "of a kind that vmlab does not know", "empty": "empty"}.get(
         kind, f"{kind}, which vmlab cannot read"
     )
+    if kind in LIBRARIES:
+        what = f"{kind}, for which a library is missing (`pip install vmlab[filesystems]`)"
     unread = f"{name} is {what}; {changed:,} bytes of it differ, see the disk layer."
     return Volume(name, kind, changed_bytes=changed, unread=unread), []
 
 
-def _compare_ext(
-    name: str, pages: Numbers, a: Disk, x: Partition, b: Disk, y: Partition
-) -> tuple[Volume, list[FileChange]]:
+def _compare_ext(name: str, pages: Numbers, a: _Place, b: _Place) -> tuple[Volume, list[FileChange]]:
     try:
-        sides = Ext4(a, x.start, x.size), Ext4(b, y.start, y.size)
-        found = [_entry(change, sides, name) for change in changes(*sides, pages)]
+        one, two = (Ext4(p.source, p.partition.start, p.partition.size) for p in (a, b))
+        found = [_entry(change, (one, two), name) for change in changes(one, two, pages)]
     except DiskUnreadable as error:
         error.evidence.setdefault("volume", name)
         raise
-    return Volume(name, "ext", sides[1].sb.label, len(pages) * PAGE, _sides=sides), found
+    return Volume(name, "ext", two.sb.label, len(pages) * PAGE, _sides=(one, two)), found
 
 
-def _entry(change: Change, sides: tuple[Ext4, Ext4], volume: str) -> FileChange:
+def _compare_walked(name: str, pages: Numbers, a: _Place, b: _Place) -> tuple[Volume, list[FileChange]]:
+    kind = a.partition.kind
+    changed = len(pages) * PAGE
+    try:
+        walk = Walk(kind, a.mapped, b.mapped)
+        found = [_entry(change, walk.sides, name) for change in walk.changes(pages)]
+    except DiskUnreadable as error:
+        # Damaged, or beyond what the library knows: it cannot say which, and the other volumes can be read.
+        unread = f"{name}: {error.message} {changed:,} bytes of it differ, see the disk layer."
+        return Volume(name, kind, changed_bytes=changed, unread=unread), []
+    notes = f"{name} is {kind}; {'; '.join(walk.notes)}." if walk.notes else None
+    return Volume(name, kind, walk.label, changed, notes, _sides=walk.sides), found
+
+
+def _entry(change: Change[Any], sides: tuple[FileSystem, FileSystem], volume: str) -> FileChange:
     before = None if change.before is None else FileState.of(sides[0], change.before[1])
     after = None if change.after is None else FileState.of(sides[1], change.after[1])
     path = (change.after or change.before or (b"", None))[0]

@@ -7,7 +7,7 @@ import uuid
 import zlib
 from dataclasses import dataclass
 
-from vmlab.compare.blocks import SECTOR, Disk
+from vmlab.compare.blocks import SECTOR, Disk, Readable
 
 _EXTENDED = (0x05, 0x0F, 0x85)
 _PROTECTIVE = 0xEE
@@ -63,7 +63,7 @@ def partitions(disk: Disk) -> list[Partition]:
     return [Partition(n, start, size, kind_of(disk, start)) for n, start, size in sorted(found)]
 
 
-def kind_of(disk: Disk, start: int) -> str:
+def kind_of(disk: Readable, start: int) -> str:
     """Return the kind of file system that starts there."""
     head = disk.read(start, 0x11000)
     for offset, name, kind in _SIGNATURES:

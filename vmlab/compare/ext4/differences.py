@@ -10,6 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from vmlab.compare.ext4.index import Index, Links, within
 from vmlab.compare.ext4.inode import Inode
 
 Identity = tuple[int, int, int]
+#: What a file system calls a file.
+N = TypeVar("N")
 
 #: The unit in which callers know what differs.
 PAGE = 4096
@@ -28,7 +31,7 @@ _WINDOW = 1 << 20
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(Generic[N]):
     """One path that is not what it was.
 
     Attributes
@@ -43,14 +46,14 @@ class Change:
         For a name that was added or removed: another name that the same file had before and still has.
     """
 
-    before: tuple[bytes, Inode] | None
-    after: tuple[bytes, Inode] | None
+    before: tuple[bytes, N] | None
+    after: tuple[bytes, N] | None
     what: tuple[str, ...] = ()
     renamed: bool = False
     link_to: bytes | None = None
 
 
-def changes(a: Ext4, b: Ext4, pages: Numbers) -> list[Change]:
+def changes(a: Ext4, b: Ext4, pages: Numbers) -> list[Change[Inode]]:
     """Return what differs, sorted by path.
 
     Parameters
@@ -85,7 +88,7 @@ class _TreeWalk:
         #: Blocks that differ; None where blocks of the same number have nothing to do with each other.
         self.changed: Numbers | None = None
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[Change[Inode]]:
         """Yield what differs."""
         before, after = dict(self.a.walk()), dict(self.b.walk())
         for path in before.keys() | after.keys():
@@ -202,7 +205,7 @@ class _Comparison(_TreeWalk):
             return Extents.of([])
         return self.index[fs is self.b].extents.of_inode(inode.number)
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[Change[Inode]]:
         """Yield what differs."""
         if not len(self.changed):
             return
@@ -267,7 +270,7 @@ class _Comparison(_TreeWalk):
 
     def _by_path(
         self, before: dict[int, Inode], after: dict[int, Inode], links_a: Links, links_b: Links
-    ) -> Iterator[Change]:
+    ) -> Iterator[Change[Inode]]:
         for path in links_a.keys() & links_b.keys():
             x, y = before[links_a[path][0]], after[links_b[path][0]]
             what = self.what(x, y)
@@ -289,12 +292,12 @@ class _Comparison(_TreeWalk):
                 yield Change(None, (path, y), link_to=stayed[0] if stayed else None)
                 continue
             # Of several names, the one that moved along, or is most like the new one.
-            source = min(left, key=lambda p: (not _along(p, path, directories), _base(p) != _base(path), p))
+            source = min(left, key=lambda p: (not along(p, path, directories), base(p) != base(path), p))
             moved.add(source)
             x = before[links_a[source][0]]
             what = self.what(x, y)
             # What lies in a directory that was renamed has another path, too; that alone says nothing new.
-            renamed = not _along(source, path, directories)
+            renamed = not along(source, path, directories)
             if renamed and x.is_directory:
                 directories.append((source, path))
             if what or renamed:
@@ -305,7 +308,7 @@ class _Comparison(_TreeWalk):
             yield Change((path, x), None, link_to=min(stayed, default=None))
 
 
-def _along(old: bytes, new: bytes, directories: list[tuple[bytes, bytes]]) -> bool:
+def along(old: bytes, new: bytes, directories: list[tuple[bytes, bytes]]) -> bool:
     """Return whether a path became another because one of ``directories``, above it, was renamed."""
     return any(
         old.startswith(source + b"/")
@@ -315,7 +318,8 @@ def _along(old: bytes, new: bytes, directories: list[tuple[bytes, bytes]]) -> bo
     )
 
 
-def _base(path: bytes) -> bytes:
+def base(path: bytes) -> bytes:
+    """Return the last part of a path."""
     return path.rpartition(b"/")[2]
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from vmlab.compare.blocks import Bytes, Disk, Numbers
+from vmlab.compare.blocks import Bytes, Numbers, Readable
 from vmlab.compare.ext4 import directory
 from vmlab.compare.ext4.attributes import INLINE_DATA, attributes
 from vmlab.compare.ext4.extents import Extents, map_inodes
@@ -38,7 +38,7 @@ class Ext4:
         It is damaged, or has features that this reader does not know.
     """
 
-    def __init__(self, disk: Disk, start: int, size: int) -> None:
+    def __init__(self, disk: Readable, start: int, size: int) -> None:
         self.disk, self.start, self.size = disk, start, size
         self.replay = Replay()
         self.sb = Superblock.parse(disk.read(start + SIZE, SIZE), size)

@@ -1,0 +1,339 @@
+"""The panel in JupyterLab: what is done there is checked in the lab, and what is done to the lab, there."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+
+import pytest
+from jupyter_page import Console, Server, answer, open_lab, press_keys, until
+from playwright.sync_api import Locator, Page, expect
+
+from vmlab.errors import VMLabError
+from vmlab.lab import Lab
+from vmlab.machine import Machine
+from vmlab.snapshot import Snapshot
+
+BASE_URL = "/user/a%40b/"
+#: Milliseconds for what the page does when it is told.
+SOON = 30_000
+
+Names = Callable[[str], str]
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture
+def tiny(lab: Lab, names: Names) -> Machine:
+    return lab.create(names("tiny"), "tiny")
+
+
+@pytest.fixture
+def panel(page: Page, jupyter: Server) -> Page:
+    """JupyterLab with the panel open and no tabs."""
+    open_lab(page, jupyter.url())
+    side = page.locator('.jp-SideBar [data-id="vmlab-panel"]')
+    if "lm-mod-current" not in (side.get_attribute("class") or ""):
+        side.click()
+    expect(page.locator("#vmlab-panel .jp-vmlab-sums")).to_be_visible(timeout=SOON)
+    return page
+
+
+def card(page: Page, name: str) -> Locator:
+    """Return the part of the panel that a machine has."""
+    return page.locator(f'.jp-vmlab-card[data-machine="{name}"]')
+
+
+def state(page: Page, name: str, wanted: str) -> None:
+    """Wait until the panel shows a machine in a state."""
+    expect(card(page, name)).to_have_attribute("data-state", wanted, timeout=SOON)
+
+
+def press(page: Page, name: str, label: str) -> None:
+    """Press a button of a machine's card."""
+    button = (
+        card(page, name)
+        .locator("> .jp-vmlab-card-buttons")
+        .get_by_role("button", name=f"{label}: {name}", exact=True)
+    )
+    expect(button).to_be_enabled(timeout=SOON)
+    button.click()
+
+
+def choose(page: Page, owner: Locator, item: str) -> None:
+    """Choose an item of the context menu of a card or of a snapshot."""
+    owner.click(button="right", position={"x": 60, "y": 12})
+    page.locator(".lm-Menu:visible .lm-Menu-item", has_text=re.compile(f"^{item}")).click()
+
+
+def row(page: Page, snapshot: Snapshot) -> Locator:
+    """Return the row of a snapshot."""
+    return page.locator(f'.jp-vmlab-row[data-snapshot="{snapshot.id}"]')
+
+
+def accept(page: Page, label: str) -> None:
+    """Press a button of the dialog."""
+    page.locator(".jp-Dialog").get_by_role("button", name=label).click()
+    expect(page.locator(".jp-Dialog")).to_have_count(0, timeout=SOON)
+
+
+def test_a_machine_is_made_by_the_form(panel: Page, lab: Lab, names: Names) -> None:
+    name = names("form")
+    panel.locator("#vmlab-panel .jp-Toolbar").get_by_role("button", name="New").click()
+    dialog = panel.locator(".jp-vmlab-create-dialog")
+    dialog.get_by_label("Image").select_option("tiny")
+    dialog.get_by_label("Name").fill("Not A Name!")
+    expect(dialog.locator(".jp-vmlab-wrong")).to_be_visible()
+    dialog.get_by_label("Name").fill(name)
+    expect(dialog.locator(".jp-vmlab-wrong")).to_have_count(0)
+    dialog.get_by_role("button", name="Create Machine").click()
+    expect(dialog).to_have_count(0, timeout=90_000)
+    state(panel, name, "running")
+    assert lab[name].state == "running"
+    assert lab[name].image == "tiny"
+    expect(card(panel, name).locator("img").first).to_be_visible(timeout=SOON)
+    # A second one of that name: the form stays, and says why.
+    panel.locator("#vmlab-panel .jp-Toolbar").get_by_role("button", name="New").click()
+    dialog.get_by_label("Name").fill(name)
+    expect(dialog).to_contain_text("There is a machine of that name already")
+    panel.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+
+
+def test_buttons_do_what_they_say(panel: Page, lab: Lab, names: Names, tiny: Machine) -> None:
+    name = tiny.name
+    state(panel, name, "running")
+    press(panel, name, "Pause")
+    until(lambda: tiny.state == "paused", "paused")
+    state(panel, name, "paused")
+    press(panel, name, "Resume")
+    until(lambda: tiny.state == "running", "running")
+    state(panel, name, "running")
+
+    press(panel, name, "Fork")
+    until(lambda: forks(tiny), "a fork")
+    (fork,) = forks(tiny)
+    try:
+        state(panel, fork.name, "running")
+        assert fork.state == "running"
+        assert fork.succeed("cat /run/nonce") == tiny.succeed("cat /run/nonce")
+        choose(panel, card(panel, fork.name), "Delete…")
+        expect(panel.locator(".jp-Dialog")).to_contain_text("It runs, and is ended at once.")
+        panel.keyboard.press("Escape")
+        expect(panel.locator(".jp-Dialog")).to_have_count(0)
+        assert fork.name in lab
+        choose(panel, card(panel, fork.name), "Delete…")
+        accept(panel, "Delete Machine")
+        expect(card(panel, fork.name)).to_have_count(0, timeout=SOON)
+        assert fork.name not in lab
+    finally:
+        if fork.name in lab:
+            fork.delete()
+
+    press(panel, name, "Shut Down")
+    until(lambda: tiny.state == "off", "off", 120)
+    state(panel, name, "off")
+    press(panel, name, "Start")
+    until(lambda: tiny.state == "running", "running")
+    state(panel, name, "running")
+
+
+def test_snapshots_are_taken_named_reverted_and_forgotten(
+    panel: Page, lab: Lab, names: Names, tiny: Machine
+) -> None:
+    name = tiny.name
+    tiny.succeed("echo first >/run/state")
+    press(panel, name, "Take Snapshot")
+    until(lambda: len(own(tiny)) == 1, "a snapshot")
+    (first,) = own(tiny)
+    tiny.succeed("echo second >/run/state")
+    card(panel, name).get_by_role("button", name=f"Show the snapshots of {name}").click()
+    line = row(panel, first)
+    expect(line).to_have_attribute("aria-selected", "true", timeout=SOON)
+    expect(line.locator("img")).to_have_js_property("naturalWidth", 160, timeout=SOON)
+
+    choose(panel, line, "Rename")
+    editor = line.get_by_role("textbox")
+    editor.fill("the-first")
+    editor.press("Enter")
+    expect(line).to_contain_text("the-first", timeout=SOON)
+    until(lambda: [one.name for one in own(tiny)] == ["the-first"], "the new name")
+    choose(panel, line, "Describe…")
+    panel.locator(".jp-Dialog input").fill("before lunch")
+    accept(panel, "Save")
+    expect(line).to_contain_text("before lunch", timeout=SOON)
+    assert own(tiny)[0].description == "before lunch"
+
+    # Taken by somebody else: it shows.
+    second = tiny.snapshot("the-second")
+    expect(row(panel, second)).to_have_attribute("aria-selected", "true", timeout=SOON)
+    line.get_by_role("button", name=f"Revert {name} to the-first").click()
+    until(lambda: tiny.here is not None and tiny.here.name == "the-first", "the revert")
+    until(lambda: answer(tiny, "cat /run/state") == "first\n", "the state of then")
+    expect(line).to_have_attribute("aria-selected", "true", timeout=SOON)
+    expect(row(panel, second)).to_have_attribute("aria-selected", "false")
+    # What was left can be brought back, as the notification offers.
+    panel.locator(".Toastify__toast", has_text="The present that it left is kept").get_by_role(
+        "button", name="Undo"
+    ).click()
+    until(lambda: answer(tiny, "cat /run/state") == "second\n", "the state that was left")
+
+    row(panel, second).get_by_role("button", name="Fork from the-second").click()
+    until(lambda: forks(tiny), "a fork")
+    (fork,) = forks(tiny)
+    try:
+        state(panel, fork.name, "running")
+        assert fork.succeed("cat /run/state") == "second\n"
+    finally:
+        fork.delete()
+    expect(card(panel, fork.name)).to_have_count(0, timeout=SOON)
+
+    choose(panel, row(panel, second), "Forget…")
+    accept(panel, "Forget Snapshot")
+    expect(row(panel, second)).to_have_count(0, timeout=SOON)
+    assert [one.name for one in own(tiny)] == ["the-first"]
+    assert lab.find_snapshot(second.id) is None
+
+
+def forks(machine: Machine) -> list[Machine]:
+    """Return the machines that go on from a snapshot of another."""
+    found = []
+    for other in machine._lab:
+        with contextlib.suppress(VMLabError):  # gone meanwhile
+            if other != machine and other.here is not None and other.here.machine_name == machine.name:
+                found.append(other)
+    return found
+
+
+def own(machine: Machine) -> list[Snapshot]:
+    """Return the snapshots that were taken of a machine; the ready state of its image is none of them."""
+    return [one for one in machine.snapshots if one.kind == "snapshot" and one.machine_name == machine.name]
+
+
+def test_what_others_do_shows_by_itself(panel: Page, lab: Lab, names: Names) -> None:
+    machine = lab.create(names("other"), "tiny")
+    old = machine.name
+    state(panel, old, "running")
+    machine.pause()
+    state(panel, old, "paused")
+    machine.resume()
+    state(panel, old, "running")
+    machine.describe("for the exam")
+    expect(card(panel, old)).to_contain_text("for the exam", timeout=SOON)
+    new = names("renamed")
+    machine.rename(new)
+    state(panel, new, "running")
+    expect(card(panel, old)).to_have_count(0)
+    # Without vmlab: the guest powers itself off.
+    lab[new].execute("poweroff")
+    state(panel, new, "off")
+    lab[new].delete()
+    expect(card(panel, new)).to_have_count(0, timeout=SOON)
+
+
+def test_a_machine_is_renamed_and_its_tab_goes_with_it(
+    panel: Page, lab: Lab, names: Names, tiny: Machine
+) -> None:
+    old, new = tiny.name, names("new")
+    press(panel, old, "Open Console")
+    Console(panel, old).expect_live()
+    card(panel, old).focus()
+    card(panel, old).press("F2")
+    editor = card(panel, old).get_by_role("textbox")
+    editor.fill("no good name")
+    editor.press("Enter")
+    expect(editor).to_have_attribute("aria-invalid", "true")
+    assert old in lab
+    editor.fill(new)
+    editor.press("Enter")
+    state(panel, new, "running")
+    assert new in lab
+    assert old not in lab
+    Console(panel, new).expect_live()
+    expect(panel.locator(".lm-TabBar-tab", has_text=new)).to_be_visible()
+
+
+def test_a_console_without_a_mouse_and_after_a_reload(panel: Page, jupyter: Server, tiny: Machine) -> None:
+    name = tiny.name
+    expect(card(panel, name)).to_be_visible(timeout=SOON)
+    # From the field that the panel begins with, by Tab alone.
+    panel.locator("#vmlab-panel .jp-Toolbar").get_by_role("button", name="New").focus()
+    for _ in range(400):
+        panel.keyboard.press("Tab")
+        if panel.evaluate("document.activeElement.dataset.machine ?? ''") == name:
+            break
+    else:
+        raise AssertionError("Tab does not come to the machine")
+    panel.keyboard.press("Enter")
+    console = Console(panel, name)
+    console.expect_live()
+    # Who opens a console wants to work in it.
+    expect(console.canvas).to_be_focused()
+    press_keys(panel, "echo keyboard-only >/run/arrived\n")
+    tiny.wait_until_succeeds("grep -qx keyboard-only /run/arrived", timeout=60)
+    console.leave()
+
+    press(panel, name, "Open Console")
+    expect(panel.locator(".lm-TabBar-tab", has_text=name)).to_have_count(1)
+    choose(panel, card(panel, name), "Open Serial Console")
+    Console(panel, name, "Serial line").expect_face("live")
+    # Tabs come back; JupyterLab writes its layout a little later.
+    workspaces = f"{jupyter.address}lab/api/workspaces/default?token={jupyter.token}"
+    until(lambda: f"serial:{name}" in panel.request.get(workspaces).text(), "the saved layout", 30)
+    open_lab(panel, jupyter.url(reset=False))
+    Console(panel, name, "Serial line").expect_face("live")
+    panel.locator(".lm-DockPanel-tabBar .lm-TabBar-tab", has_text=re.compile(f"^{name}$")).click()
+    Console(panel, name).expect_live()
+
+
+def test_palette_and_status_bar(panel: Page, lab: Lab, tiny: Machine) -> None:
+    state(panel, tiny.name, "running")
+    item = panel.locator(".jp-vmlab-status-button")
+
+    def said() -> int:
+        return int(re.findall(r"\d+", item.get_attribute("title") or "")[0])
+
+    def running() -> int:
+        return sum(machine.state == "running" for machine in lab)
+
+    until(lambda: said() == running(), f"the status bar counts what runs: {said()}, {running()}")
+    tiny.kill()
+    until(lambda: said() == running(), f"the status bar counts what runs: {said()}, {running()}")
+
+    panel.keyboard.press("Control+Shift+c")
+    search = panel.locator(".lm-CommandPalette-input:visible")
+    search.fill("Start: Choose a Machine")
+    expect(panel.locator(".lm-CommandPalette-item:visible")).not_to_have_count(0)
+    search.press("Enter")
+    dialog = panel.locator(".jp-Dialog")
+    dialog.locator("select").select_option(tiny.name)
+    dialog.get_by_role("button", name="Start").click()
+    until(lambda: tiny.state == "running", "started by the palette")
+
+    # The item leads to the panel.
+    panel.locator('.jp-SideBar [data-id="vmlab-panel"]').click()
+    expect(panel.locator("#vmlab-panel")).to_be_hidden()
+    item.click()
+    expect(panel.locator("#vmlab-panel")).to_be_visible()
+
+
+def test_an_error_is_shown_with_what_to_do(panel: Page, lab: Lab, tiny: Machine) -> None:
+    """The page knows of no damage; the server says what is wrong."""
+    snapshot = tiny.snapshot("damaged")
+    ram = snapshot.folder / "ram"
+    whole = ram.stat()
+    card(panel, tiny.name).get_by_role("button", name=f"Show the snapshots of {tiny.name}").click()
+    line = row(panel, snapshot)
+    expect(line).to_be_visible(timeout=SOON)
+    ram.rename(ram.with_name("gone"))
+    try:
+        line.get_by_role("button", name=f"Revert {tiny.name} to damaged").click()
+        toast = panel.locator(".Toastify__toast--error")
+        expect(toast).to_be_visible(timeout=SOON)
+        expect(toast).to_contain_text("damaged")
+        expect(toast).not_to_contain_text("Traceback")
+    finally:
+        ram.with_name("gone").rename(ram)
+    assert ram.stat().st_ino == whole.st_ino
+    assert tiny.state == "running"
