@@ -30,7 +30,11 @@ PACKAGES=(
     "xz-utils " "zstd "
     "ca-certificates "
 )
-PACKAGES_TEST=("shellcheck " "chromium ")   # chromium: tests/browser and scripts/pictures
+PACKAGES_TEST=(
+    "shellcheck "
+    "chromium "                      # tests/browser and scripts/pictures
+    "dosfstools " "mtools " "ntfs-3g " "xfsprogs " "lvm2 "   # file systems to compare
+)
 
 MIN_DISK_MB=6000        # packages, environment, the built-in guests and some room for snapshots
 MIN_RAM_MB=1500

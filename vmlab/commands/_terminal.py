@@ -12,7 +12,7 @@ import tty
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vmlab.errors import UsageError, WrongState
+from vmlab.errors import HypervisorError, UsageError, WrongState
 from vmlab.guest.serial import SerialLog
 from vmlab.render.results import Note
 
@@ -97,7 +97,8 @@ def _again(domain: Domain) -> SerialStream | None:
     """Open the line of the next QEMU, after a revert; None if none comes."""
     end = time.monotonic() + REVERT
     while time.monotonic() < end:
-        with contextlib.suppress(WrongState):
+        # Not there yet, or not yet ours to open.
+        with contextlib.suppress(WrongState, HypervisorError):
             return domain.open_serial()
         time.sleep(0.1)
     return None

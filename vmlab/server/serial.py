@@ -32,6 +32,8 @@ SCROLLBACK = PIECE = 64 << 10
 TYPED, PAUSE, WAITING = 16, 0.01, 64
 #: Seconds between two looks at what the line echoes: it comes by the log, too, and only has to be taken away.
 DRAIN = 0.05
+#: How often the line is tried, and seconds between: during a revert it is not there, or not yet ours to open.
+TRIES, AGAIN = 30, 0.1
 
 
 class SerialLine:
@@ -127,12 +129,13 @@ class SerialLine:
                 data = b""
                 with contextlib.suppress(TimeoutError):
                     data = await asyncio.wait_for(self._typed.get(), None if stream is None else DRAIN)
-                tries = 2 if data else 1
+                tries = TRIES if data else 1
                 while tries:
                     try:
                         sent = await read(lambda lab, piece=data[:TYPED]: step(lab, piece))  # type: ignore[misc]
                     except VMLabError:
                         tries -= 1
+                        await asyncio.sleep(AGAIN)
                         continue
                     data = data[sent:]
                     if not data:
