@@ -30,9 +30,12 @@ from vmlab.store.store import SHORTEN_AT, allocated, is_full
 
 if TYPE_CHECKING:
     from vmlab.diff import Diff
+    from vmlab.hypervisor.domain import SerialStream
     from vmlab.lab import Lab
 
 Tell = Callable[[str], None]
+#: Seconds that somebody who types waits for what is being done to the machine.
+OPEN_SERIAL = 10.0
 
 
 @dataclass(frozen=True)
@@ -842,6 +845,20 @@ class Machine(GuestAccess, Shown):
         self._record  # noqa: B018 - raises NotFound
         kind: console.Kind = "serial" if serial else "screen"
         return console.show([self], kind, mode=mode, read_only=read_only, minimised=minimised)
+
+    def open_serial(self) -> SerialStream:
+        """Open its serial line to write on it; never while something else is done to the machine.
+
+        libvirtd 11.3 was seen to spin for ever, answering nobody, after the line of a QEMU that was just being ended
+        had been opened. So this waits for the lock that a revert holds.
+
+        Raises
+        ------
+        Busy, WrongState
+            Something takes long; it does not run.
+        """
+        with self._lab.store.lock(self._name, "open its serial line", timeout=OPEN_SERIAL):
+            return self._domain().open_serial()
 
     # -- what it takes -------------------------------------------------------------------------------------------
 

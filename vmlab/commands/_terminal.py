@@ -12,13 +12,13 @@ import tty
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vmlab.errors import HypervisorError, UsageError, WrongState
+from vmlab.errors import UsageError, VMLabError, WrongState
 from vmlab.guest.serial import SerialLog
 from vmlab.render.results import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
-    from vmlab.hypervisor.domain import Domain, SerialStream
+    from vmlab.hypervisor.domain import SerialStream
     from vmlab.machine import Machine
 
 #: The key that leaves: Ctrl-], as in ``virsh console`` and telnet.
@@ -64,7 +64,7 @@ def attach(machine: Machine, ui: UI) -> Note:
     ui.say(f"The serial line of {machine.name}; Ctrl-] leaves it.")
     log = SerialLog.of(domain)
     # Opened before the log is read: a little may be seen twice, nothing is missed.
-    stream: SerialStream | None = domain.open_serial()
+    stream: SerialStream | None = machine.open_serial()
     end = f"{machine.name} is not running any more."
     try:
         with _raw(keys):
@@ -82,7 +82,7 @@ def attach(machine: Machine, ui: UI) -> Note:
                     _write(screen, data)
                 if stream.ended:
                     stream.close()
-                    stream = _again(domain)
+                    stream = _again(machine)
                 elif time.monotonic() - looked > ALIVE:
                     looked = time.monotonic()
                     if domain.state() not in ("running", "paused"):
@@ -93,13 +93,13 @@ def attach(machine: Machine, ui: UI) -> Note:
     return Note(f"\n{end}", machine=machine.name)
 
 
-def _again(domain: Domain) -> SerialStream | None:
+def _again(machine: Machine) -> SerialStream | None:
     """Open the line of the next QEMU, after a revert; None if none comes."""
     end = time.monotonic() + REVERT
     while time.monotonic() < end:
         # Not there yet, or not yet ours to open.
-        with contextlib.suppress(WrongState, HypervisorError):
-            return domain.open_serial()
+        with contextlib.suppress(VMLabError):
+            return machine.open_serial()
         time.sleep(0.1)
     return None
 

@@ -104,7 +104,8 @@ class SerialLine:
             try:
                 while stream is not None and stream.recv(4096):
                     pass
-                domain = lab.machine(self.name)._domain()
+                machine = lab.machine(self.name)
+                domain = machine._domain()
                 # Reverted: another QEMU, another line. The stream learns of it somewhat later, and would take what is
                 # typed meanwhile and lose it.
                 if stream is not None and (stream.ended or domain.pid != pid):
@@ -113,8 +114,8 @@ class SerialLine:
                 if not data:
                     return 0
                 if stream is None:
+                    stream = machine.open_serial()
                     pid = domain.pid
-                    stream = domain.open_serial()
                 sent = stream.try_send(data)
             except VMLabError:
                 # Taken over by somebody else, or its QEMU is gone.
