@@ -65,6 +65,7 @@ def attach(machine: Machine, ui: UI) -> Note:
     log = SerialLog.of(domain)
     # Opened before the log is read: a little may be seen twice, nothing is missed.
     stream: SerialStream | None = machine.open_serial()
+    pid = domain.pid
     end = f"{machine.name} is not running any more."
     try:
         with _raw(keys):
@@ -74,6 +75,12 @@ def attach(machine: Machine, ui: UI) -> Note:
                 if select.select([keys], [], [], LOOK)[0]:
                     typed = os.read(keys, 1024)
                     before, leave, _ = typed.partition(LEAVE)
+                    if domain.pid != pid:
+                        # Reverted; the stream has not noticed yet, and would lose what it is given.
+                        stream.close()
+                        stream, pid = _again(machine), domain.pid
+                        if stream is None:
+                            break
                     stream.send(before)
                     if leave or not typed:
                         end = f"Left the serial line of {machine.name}."
@@ -82,7 +89,7 @@ def attach(machine: Machine, ui: UI) -> Note:
                     _write(screen, data)
                 if stream.ended:
                     stream.close()
-                    stream = _again(machine)
+                    stream, pid = _again(machine), domain.pid
                 elif time.monotonic() - looked > ALIVE:
                     looked = time.monotonic()
                     if domain.state() not in ("running", "paused"):
