@@ -9,6 +9,7 @@ With its key the page connects as often as it needs to: after a revert, a reboot
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -85,10 +86,21 @@ def start(
         stderr=None if not own_group else subprocess.DEVNULL,
         text=True,
         start_new_session=own_group,
+        preexec_fn=None if own_group else _deaf,
     )
     assert process.stdout is not None
-    with process.stdout as said:
-        line = said.readline()
+    try:
+        with process.stdout as said:
+            line = said.readline()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     if not line:
         raise HostError("The gateway did not start.", exit_status=process.wait())
     return Gateway(json.loads(line)["address"], process)
+
+
+def _deaf() -> None:
+    # Until websockify listens to it, a Ctrl-C would end the gateway with a traceback in somebody's terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
