@@ -62,21 +62,17 @@ def _in_browser(lab: Lab, machines: list[Machine], ui: UI) -> Note:
     from vmlab import gateway
 
     names = ", ".join(machine.name for machine in machines)
-    running = None
-    try:
-        # In our process group: a Ctrl-C in the terminal ends it as well.
-        running = gateway.start([machine.name for machine in machines], lab.home, own_group=False)
-        ui.say(
-            f"{names}: {running.address}\n"
-            "Open it once, in one tab; whoever opens it first has the console. Ctrl-C here ends it."
-        )
-        with _opened(running.address):
-            running.process.wait()
-    except KeyboardInterrupt:
-        if running is None:
-            raise
-        # It got the same Ctrl-C, unless that was sent to us alone.
-        running.stop()
+    with contextlib.suppress(KeyboardInterrupt):
+        running = gateway.start([machine.name for machine in machines], lab.home, tied=True)
+        try:
+            ui.say(
+                f"{names}: {running.address}\n"
+                "Open it once, in one tab; whoever opens it first has the console. Ctrl-C here ends it."
+            )
+            with _opened(running.address):
+                running.process.wait()
+        finally:
+            running.stop()
     return Note(f"The console of {names} is closed.", machines=[machine.name for machine in machines])
 
 

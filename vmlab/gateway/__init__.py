@@ -9,7 +9,6 @@ With its key the page connects as often as it needs to: after a revert, a reboot
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ def start(
     machines: Sequence[str],
     home: Path,
     *,
-    own_group: bool = True,
+    tied: bool = False,
     patience: float = PATIENCE,
     idle: float = IDLE,
 ) -> Gateway:
@@ -63,8 +62,8 @@ def start(
         Names of machines; they need not run yet.
     home
         The store that they are in.
-    own_group
-        Keep it apart from a Ctrl-C that is meant for us.
+    tied
+        End it when this process ends, however it does; and let its complaints go where ours go.
     patience, idle
         Seconds after which it ends when no page has come, and when its page was closed.
 
@@ -78,15 +77,17 @@ def start(
             "The console's script is not built.", hint="`npm ci && npm run build` in extension/ makes it"
         )
     options = [f"--home={home}", f"--patience={patience}", f"--idle={idle}"]
+    if tied:
+        options.append("--tied")
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, *options, "--", *machines],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
         # The address comes through a pipe: command lines and environments are seen by others.
         stdout=subprocess.PIPE,
-        stderr=None if not own_group else subprocess.DEVNULL,
+        stderr=None if tied else subprocess.DEVNULL,
         text=True,
-        start_new_session=own_group,
-        preexec_fn=None if own_group else _deaf,
+        # A Ctrl-C in the terminal is for us alone.
+        start_new_session=True,
     )
     assert process.stdout is not None
     try:
@@ -99,8 +100,3 @@ def start(
     if not line:
         raise HostError("The gateway did not start.", exit_status=process.wait())
     return Gateway(json.loads(line)["address"], process)
-
-
-def _deaf() -> None:
-    # Until websockify listens to it, a Ctrl-C would end the gateway with a traceback in somebody's terminal.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import secrets
+import select
 import signal
 import socket
 import sys
@@ -200,16 +201,18 @@ class GatewayServer(WebSocketProxy):  # type: ignore[misc]
     ----------
     listener
         A socket on the loopback that listens already, so that nobody can take its port meanwhile.
+    tied
+        End at the end of standard input as well: whoever started us is gone.
     """
 
     def __init__(
-        self, listener: socket.socket, doors: Doors, home: Path, *, patience: float, idle: float
+        self, listener: socket.socket, doors: Doors, home: Path, *, patience: float, idle: float, tied: bool
     ) -> None:
         port = listener.getsockname()[1]
         hosts = [f"{host}:{port}" for host in ("127.0.0.1", "localhost")]
         self.doors = doors
         self.connects = " ".join(["'self'", *(f"ws://{host}" for host in hosts)])
-        self._patience, self._idle = patience, idle
+        self._patience, self._idle, self._tied = patience, idle, tied
         self._seen = time.monotonic()
         super().__init__(
             Handler,
@@ -222,6 +225,8 @@ class GatewayServer(WebSocketProxy):  # type: ignore[misc]
 
     def poll(self) -> None:
         """End when nobody was here for long; called once a second. A child process is a page that is connected."""
+        if self._tied and select.select([sys.stdin], [], [], 0)[0]:
+            self.terminate()
         now = time.monotonic()
         if multiprocessing.active_children():
             self._seen = now
@@ -242,6 +247,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--patience", type=float, default=PATIENCE)
     parser.add_argument("--idle", type=float, default=IDLE)
+    parser.add_argument("--tied", action="store_true")
     args = parser.parse_args()
     if os.environ.get("VMLAB_DEBUG"):
         logging.basicConfig(level=logging.DEBUG)
@@ -249,7 +255,7 @@ def main() -> None:
     multiprocessing.set_start_method("fork")
     listener = socket.create_server(("127.0.0.1", 0))
     doors = Doors(args.machines)
-    server = GatewayServer(listener, doors, args.home, patience=args.patience, idle=args.idle)
+    server = GatewayServer(listener, doors, args.home, patience=args.patience, idle=args.idle, tied=args.tied)
     port = listener.getsockname()[1]
     print(json.dumps({"address": f"http://127.0.0.1:{port}/#{doors.invitation}"}), flush=True)
     # Whoever started us has closed the other end, and nothing more is for them.
