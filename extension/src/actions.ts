@@ -2,11 +2,15 @@ import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apput
 
 import { ApiError } from './api';
 import type { Verb } from './api';
-import { choices } from './comparison';
+import { choices, labelOf, nearest } from './comparison';
 import type { IComparison } from './comparison';
+import { askTexts } from './dialogs';
 import type { LabModel } from './model';
-import type { IMachine, INode } from './types';
-import { count, size } from './units';
+import type { IImage, IMachine, INode, ITree } from './types';
+import { count, NAME, NAME_RULE, size } from './units';
+
+/** In an empty field for a name. */
+const CHOSEN = 'chosen for you if left empty';
 
 /** Milliseconds: how long a notification with an offer stays. */
 const OFFER = 10000;
@@ -62,14 +66,17 @@ export class Actions {
   }
 
   async snapshotNamed(machine: string): Promise<void> {
-    const name = await InputDialog.getText({
-      title: `Take a Snapshot of ${machine}`,
-      label: 'Name',
-      placeholder: 'chosen for you if left empty',
-      okLabel: 'Take Snapshot'
-    });
-    if (name.button.accept) {
-      await this.snapshot(machine, name.value ? { name: name.value.trim() } : {});
+    const texts = await askTexts(
+      `Take a Snapshot of ${machine}`,
+      [
+        { label: 'Name', placeholder: CHOSEN, pattern: NAME, wrong: NAME_RULE },
+        { label: 'Description', placeholder: 'none' }
+      ],
+      'Take Snapshot'
+    );
+    if (texts) {
+      const [name, description] = texts;
+      await this.snapshot(machine, { ...(name && { name }), ...(description && { description }) });
     }
   }
 
@@ -90,26 +97,38 @@ export class Actions {
     });
   }
 
-  fork(machine: string, snapshot?: INode, copies = 1): Promise<void> {
+  fork(
+    machine: string,
+    snapshot?: INode,
+    copies: { count: number } | { names: string[] } = { count: 1 }
+  ): Promise<void> {
     return this._try(machine, 'fork', async () => {
       const made = await this._model.api.fork(machine, {
         ...(snapshot ? { snapshot: snapshot.id } : {}),
-        count: copies
+        ...copies
       });
       const names = made.map(one => one.name).join(', ');
       Notification.success(`New from ${snapshot ? `“${snapshot.name}” of ` : ''}${machine}: ${names}`);
     });
   }
 
-  async forkMany(machine: string): Promise<void> {
-    const number = await InputDialog.getNumber({
-      title: `Fork ${machine}`,
-      label: 'How many new machines start from its present',
-      value: 2,
-      okLabel: 'Fork'
-    });
-    if (number.button.accept && number.value && number.value >= 1) {
-      await this.fork(machine, undefined, Math.floor(number.value));
+  async forkMany(machine: string, snapshot?: INode): Promise<void> {
+    const texts = await askTexts(
+      snapshot ? `Fork from “${snapshot.name}” of ${machine}` : `Fork ${machine}`,
+      [
+        {
+          label: 'Names of the new machines',
+          placeholder: CHOSEN,
+          pattern: `\\s*${NAME}([\\s,]+${NAME})*[\\s,]*`,
+          wrong: `Write them with spaces between. ${NAME_RULE}`
+        },
+        { label: 'How many, if no names are given', value: '2', range: [1, 100] }
+      ],
+      'Fork'
+    );
+    if (texts) {
+      const names = texts[0].split(/[\s,]+/).filter(Boolean);
+      await this.fork(machine, snapshot, names.length ? { names } : { count: Number(texts[1]) });
     }
   }
 
@@ -118,10 +137,11 @@ export class Actions {
     return this._succeeds(machine, 'rename', () => this._model.api.rename(machine, name));
   }
 
-  async renameSnapshot(node: INode, name: string): Promise<boolean> {
-    return this._succeeds(node.machine, 'rename', async () => {
+  /** @param machine - In whose tree it stands: it may be of the one that this was forked from. */
+  async renameSnapshot(machine: string, node: INode, name: string): Promise<boolean> {
+    return this._succeeds(machine, 'rename', async () => {
       await this._model.api.renameSnapshot(node.id, name);
-      await this._model.readTree(node.machine);
+      await this._model.readTree(machine);
     });
   }
 
@@ -161,6 +181,47 @@ export class Actions {
     } catch (error) {
       showTrouble(error);
       return null;
+    }
+  }
+
+  /** Ask which snapshot of a machine is meant. */
+  async chooseSnapshot(
+    title: string,
+    machine: string,
+    fits: (node: INode) => boolean
+  ): Promise<{ tree: ITree; node: INode } | null> {
+    try {
+      const tree = await this._model.api.tree(machine);
+      const nodes = nearest(tree).filter(fits);
+      if (nodes.length === 0) {
+        Notification.info(`${machine} has no snapshot for that. Take one first.`);
+        return null;
+      }
+      const labels = nodes.map(node => labelOf(tree, node));
+      const items = nodes.map(({ id }, index) =>
+        labels.filter(label => label === labels[index]).length > 1 ? `${labels[index]}, ${id}` : labels[index]
+      );
+      const result = await InputDialog.getItem({
+        title: `${title}: ${machine}`,
+        label: 'Snapshot',
+        items,
+        okLabel: 'Choose'
+      });
+      const node = result.button.accept ? nodes[items.indexOf(result.value ?? '')] : undefined;
+      return node ? { tree, node } : null;
+    } catch (error) {
+      showTrouble(error);
+      return null;
+    }
+  }
+
+  /** Build an image; the model tells how far it is. */
+  async build(image: IImage): Promise<void> {
+    try {
+      await this._model.api.build(image.name);
+      Notification.success(`The image “${image.name}” is built.`);
+    } catch (error) {
+      showTrouble(error);
     }
   }
 

@@ -106,7 +106,10 @@ export class Api {
     return this.post(`${machinePath(name)}/revert`, snapshot ? { snapshot } : {});
   }
 
-  fork(name: string, values: { snapshot?: string; count?: number } = {}): Promise<IMachine[]> {
+  fork(
+    name: string,
+    values: { snapshot?: string; count?: number; names?: string[] } = {}
+  ): Promise<IMachine[]> {
     return this.post(`${machinePath(name)}/fork`, values);
   }
 

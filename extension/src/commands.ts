@@ -24,9 +24,9 @@ import type { IComparison } from './comparison';
 import type { LabModel } from './model';
 import type { PanelState } from './panelstate';
 import { CommandIDs, PANEL_ID } from './tokens';
-import type { IMachine, INode, State } from './types';
+import type { IImage, IMachine, INode, ITree, State } from './types';
 
-export const CATEGORY = 'Virtual machines';
+const CATEGORY = 'Virtual machines';
 
 /** What can be done to a machine. */
 interface IMachineCommand {
@@ -47,10 +47,13 @@ interface IMachineCommand {
 interface ISnapshotCommand {
   id: string;
   label: string;
+  /** In the command palette, where snapshots have to be asked for. */
+  asking: string;
   caption?: string;
   icon?: LabIcon;
   when?: (node: INode) => boolean;
-  run: (machine: string, node: INode) => Promise<void> | void;
+  /** The tree is the machine's; the snapshot may be of the one that this was forked from. */
+  run: (tree: ITree, node: INode) => Promise<void> | void;
 }
 
 const ALIVE: State[] = ['running', 'paused', 'crashed'];
@@ -82,6 +85,7 @@ const MACHINE_MENU = [
 const SNAPSHOT_MENU = [
   CommandIDs.revert,
   CommandIDs.forkSnapshot,
+  CommandIDs.forkSnapshotMany,
   null,
   CommandIDs.comparePresent,
   CommandIDs.compareSnapshot,
@@ -105,7 +109,7 @@ export interface ICommandParts {
 }
 
 export function addCommands(parts: ICommandParts): void {
-  const { app, model, palette } = parts;
+  const { actions, app, model, palette } = parts;
   app.commands.addCommand(CommandIDs.panel, {
     label: 'Show Virtual Machines',
     caption: 'Machines, their screens and their snapshots',
@@ -128,7 +132,34 @@ export function addCommands(parts: ICommandParts): void {
     },
     execute: args => parts.create(typeof args['image'] === 'string' ? args['image'] : undefined)
   });
-  const ids: string[] = [CommandIDs.panel, CommandIDs.create];
+  const unbuilt = (): IImage[] => model.images.filter(image => image.builtin && !image.built);
+  app.commands.addCommand(CommandIDs.build, {
+    label: args => (args['image'] ? 'Build' : 'Build an Image…'),
+    caption: 'Build a built-in image, which takes some minutes',
+    describedBy: {
+      args: {
+        type: 'object',
+        properties: { image: { type: 'string', description: 'Name of the image; asked for if missing' } }
+      }
+    },
+    isEnabled: ({ image }) => unbuilt().some(({ name }) => !image || name === image),
+    execute: async args => {
+      const name =
+        typeof args['image'] === 'string'
+          ? args['image']
+          : await chooseName(
+              'Build an Image',
+              'Image',
+              unbuilt().map(image => image.name),
+              'Build'
+            );
+      const image = model.images.find(other => other.name === name);
+      if (image) {
+        await actions.build(image);
+      }
+    }
+  });
+  const ids: string[] = [CommandIDs.panel, CommandIDs.create, CommandIDs.build];
 
   for (const command of machineCommands(parts)) {
     const fits = (machine: IMachine): boolean =>
@@ -150,14 +181,13 @@ export function addCommands(parts: ICommandParts): void {
       },
       isEnabled: args => {
         const name = args['machine'];
-        const machine = typeof name === 'string' ? model.machine(name) : null;
-        return machine ? fits(machine) : model.machines.some(fits);
+        return model.machines.some(machine => (!name || machine.name === name) && fits(machine));
       },
       execute: async args => {
         const machine =
           typeof args['machine'] === 'string'
             ? model.machine(args['machine'])
-            : await choose(command.label, model.machines.filter(fits));
+            : await chooseMachine(command.label, model.machines.filter(fits));
         if (machine) {
           await command.run(machine);
         }
@@ -167,31 +197,44 @@ export function addCommands(parts: ICommandParts): void {
   }
 
   for (const command of snapshotCommands(parts)) {
+    const fits = (node: INode): boolean => command.when?.(node) ?? true;
     app.commands.addCommand(command.id, {
-      label: command.label,
+      label: args => (args['snapshot'] ? command.label : command.asking),
       caption: command.caption ?? '',
       icon: command.icon,
       describedBy: {
         args: {
           type: 'object',
-          required: ['machine', 'snapshot'],
           properties: {
-            machine: { type: 'string', description: 'Name of the machine' },
-            snapshot: { type: 'string', description: 'Id of the snapshot' }
+            machine: { type: 'string', description: 'Name of the machine; asked for if missing' },
+            snapshot: { type: 'string', description: 'Id of the snapshot; asked for if missing' }
           }
         }
       },
       isEnabled: args => {
-        const node = findNode(model, args);
-        return node !== undefined && (command.when?.(node) ?? true);
+        const { machine, snapshot } = args;
+        if (snapshot) {
+          const found = findNode(model, args);
+          return found !== null && fits(found.node);
+        }
+        return model.machines.some(({ name }) => !machine || name === machine);
       },
       execute: async args => {
-        const node = findNode(model, args);
-        if (node) {
-          await command.run(String(args['machine']), node);
+        const title = command.asking.replace('…', '');
+        let found = args['snapshot'] ? findNode(model, args) : null;
+        if (!args['snapshot']) {
+          const machine =
+            typeof args['machine'] === 'string'
+              ? model.machine(args['machine'])
+              : await chooseMachine(title, model.machines, 'Next');
+          found = machine ? await actions.chooseSnapshot(title, machine.name, fits) : null;
+        }
+        if (found) {
+          await command.run(found.tree, found.node);
         }
       }
     });
+    ids.push(command.id);
   }
   for (const command of ids) {
     palette?.addItem({ command, category: CATEGORY });
@@ -282,6 +325,7 @@ function machineCommands(parts: ICommandParts): IMachineCommand[] {
     {
       id: CommandIDs.forkMany,
       label: 'Fork Several…',
+      caption: 'Choose how many new machines go on from here, and their names',
       run: machine => actions.forkMany(machine.name)
     },
     {
@@ -331,7 +375,7 @@ function machineCommands(parts: ICommandParts): IMachineCommand[] {
   ];
 }
 
-function snapshotCommands({ app, actions, model, state }: ICommandParts): ISnapshotCommand[] {
+function snapshotCommands({ app, actions, state }: ICommandParts): ISnapshotCommand[] {
   // What an image's machines start from belongs to the image.
   const own = (node: INode): boolean => node.kind === 'snapshot';
   // The present that a revert left has no name to call it by.
@@ -340,61 +384,76 @@ function snapshotCommands({ app, actions, model, state }: ICommandParts): ISnaps
     {
       id: CommandIDs.revert,
       label: 'Revert to This',
+      asking: 'Revert to a Snapshot…',
       caption: 'Go back to this; what is left can be brought back',
       icon: revertIcon,
-      run: (machine, node) => actions.revert(machine, node)
+      run: ({ machine }, node) => actions.revert(machine, node)
     },
     {
       id: CommandIDs.forkSnapshot,
       label: 'Fork from This',
+      asking: 'Fork from a Snapshot…',
       caption: 'A new machine that starts from this',
       icon: forkIcon,
-      run: (machine, node) => actions.fork(machine, node)
+      run: ({ machine }, node) => actions.fork(machine, node)
+    },
+    {
+      id: CommandIDs.forkSnapshotMany,
+      label: 'Fork Several from This…',
+      asking: 'Fork Several from a Snapshot…',
+      caption: 'Choose how many new machines start from this, and their names',
+      run: ({ machine }, node) => actions.forkMany(machine, node)
     },
     {
       id: CommandIDs.comparePresent,
       label: 'Compare with the Present',
+      asking: 'Compare a Snapshot with the Present…',
       caption: 'What has changed since',
       icon: compareIcon,
       when: named,
-      run: (machine, node) => {
-        const tree = model.tree(machine);
-        return openComparison(app, tree ? { before: stateOf(tree, node), after: machine } : null);
-      }
+      run: (tree, node) => openComparison(app, { before: stateOf(tree, node), after: tree.machine })
     },
     {
       id: CommandIDs.compareSnapshot,
       label: 'Compare with…',
+      asking: 'Compare a Snapshot with Another State…',
       caption: 'What differs from another snapshot, or from another machine',
       when: named,
-      run: async (machine, node) => openComparison(app, await actions.chooseComparison(machine, node))
+      run: async ({ machine }, node) => openComparison(app, await actions.chooseComparison(machine, node))
     },
     {
       id: CommandIDs.renameSnapshot,
       label: 'Rename',
+      asking: 'Rename a Snapshot…',
       icon: editIcon,
       when: own,
-      run: (machine, node) => state.edit({ machine, snapshot: node.id })
+      run: ({ machine }, node) => {
+        app.shell.activateById(PANEL_ID);
+        state.edit({ machine, snapshot: node.id });
+      }
     },
     {
       id: CommandIDs.describeSnapshot,
       label: 'Describe…',
+      asking: 'Describe a Snapshot…',
       when: own,
-      run: (machine, node) => actions.describeSnapshot(machine, node)
+      run: ({ machine }, node) => actions.describeSnapshot(machine, node)
     },
     {
       id: CommandIDs.verify,
       label: 'Verify',
+      asking: 'Verify a Snapshot…',
       caption: 'Prove that it continues exactly where it was taken',
       when: node => node.live,
-      run: (machine, node) => actions.verify(machine, node)
+      run: ({ machine }, node) => actions.verify(machine, node)
     },
     {
       id: CommandIDs.forget,
       label: 'Forget…',
+      asking: 'Forget a Snapshot…',
       icon: deleteIcon,
       when: own,
-      run: (machine, node) => actions.forget(machine, node)
+      run: ({ machine }, node) => actions.forget(machine, node)
     }
   ];
 }
@@ -414,6 +473,7 @@ export function openMenu(
   y: number
 ): void {
   const menu = new Menu({ commands });
+  const before = document.activeElement;
   for (const command of args.snapshot ? SNAPSHOT_MENU : MACHINE_MENU) {
     if (command === null) {
       menu.addItem({ type: 'separator' });
@@ -421,8 +481,14 @@ export function openMenu(
       menu.addItem({ command, args });
     }
   }
-  // Not in the middle of the close, which the command's own dialog may follow.
-  menu.aboutToClose.connect(() => setTimeout(() => menu.dispose(), 0));
+  menu.aboutToClose.connect(() => {
+    // The keyboard goes on where it was; a dialog of the command gives it back there as well.
+    if (before instanceof HTMLElement) {
+      before.focus({ preventScroll: true });
+    }
+    // Not in the middle of the close, which the command's own dialog may follow.
+    setTimeout(() => menu.dispose(), 0);
+  });
   menu.open(x, y);
 }
 
@@ -430,16 +496,29 @@ function inPalette(command: IMachineCommand): string {
   return `${command.label.replace('…', '')}: Choose a Machine…`;
 }
 
-async function choose(title: string, machines: IMachine[]): Promise<IMachine | undefined> {
-  const result = await InputDialog.getItem({
-    title: title.replace('…', ''),
-    label: 'Machine',
-    items: machines.map(machine => machine.name),
-    okLabel: title.replace('…', '')
-  });
-  return machines.find(machine => machine.name === result.value);
+async function chooseMachine(
+  label: string,
+  machines: readonly IMachine[],
+  okLabel?: string
+): Promise<IMachine | undefined> {
+  const title = label.replace('…', '');
+  const names = machines.map(machine => machine.name);
+  const name = await chooseName(title, 'Machine', names, okLabel ?? title);
+  return machines.find(machine => machine.name === name);
 }
 
-function findNode(model: LabModel, args: ReadonlyPartialJSONObject): INode | undefined {
-  return model.tree(String(args['machine']))?.snapshots.find(node => node.id === args['snapshot']);
+async function chooseName(
+  title: string,
+  label: string,
+  items: string[],
+  okLabel: string
+): Promise<string | null> {
+  const result = await InputDialog.getItem({ title, label, items, okLabel });
+  return result.button.accept ? result.value : null;
+}
+
+function findNode(model: LabModel, args: ReadonlyPartialJSONObject): { tree: ITree; node: INode } | null {
+  const tree = model.tree(String(args['machine']));
+  const node = tree?.snapshots.find(other => other.id === args['snapshot']);
+  return tree && node ? { tree, node } : null;
 }

@@ -42,10 +42,9 @@ export function stateOf(tree: ITree, node: INode): string {
  */
 export function choices(tree: ITree, machines: readonly IMachine[], node?: INode): IChoice[] {
   const mine = node ? stateOf(tree, node) : tree.machine;
-  const own = tree.snapshots
+  const own = nearest(tree)
     // The present that a revert left has no name to call it by.
     .filter(other => other.kind !== 'undo' && other.id !== node?.id)
-    .sort((a, b) => Number(b.id === tree.here) - Number(a.id === tree.here) || time(b) - time(a))
     .map(other => {
       const its = stateOf(tree, other);
       const older = node && time(node) < time(other);
@@ -57,7 +56,12 @@ export function choices(tree: ITree, machines: readonly IMachine[], node?: INode
   return [...own, ...others];
 }
 
-function labelOf(tree: ITree, node: INode): string {
+/** The snapshots of a tree: the one that the present stands on, then the others, the newest first. */
+export function nearest({ snapshots, here }: ITree): INode[] {
+  return [...snapshots].sort((a, b) => Number(b.id === here) - Number(a.id === here) || time(b) - time(a));
+}
+
+export function labelOf(tree: ITree, node: INode): string {
   if (node.kind === 'ready') {
     return `booted state of ${node.machine}`;
   }

@@ -146,7 +146,7 @@ export class ComparisonView extends Widget {
   private _tell(): void {
     if (this._said) {
       const { before, after } = this._comparison;
-      const layer = this._parts.model.job(subjectOf(this._comparison))?.text;
+      const layer = this._parts.model.job('comparison', subjectOf(this._comparison))?.text;
       const text = `Comparing ${before} with ${after}${layer ? `: ${LAYERS[layer] ?? layer}` : ''} …`;
       if (this._said.textContent !== text) {
         this._said.textContent = text;

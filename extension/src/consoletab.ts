@@ -14,6 +14,9 @@ import type { ILabEvent } from './types';
 
 export type ConsoleKind = 'vnc' | 'serial';
 
+/** How a console is shown, as far as a person has chosen it. */
+export type ConsoleLook = Partial<Bundle.Look>;
+
 /** What the tabs need. */
 export interface IConsoleParts {
   model: LabModel;
@@ -24,12 +27,18 @@ export interface IConsoleParts {
 }
 
 let bundle: Promise<typeof Bundle> | undefined;
+let failures = 0;
 
 function loadBundle(baseUrl: string): Promise<typeof Bundle> {
-  const url = URLExt.join(baseUrl, 'vmlab/static/console.js');
-  bundle ??= import(/* webpackIgnore: true */ url);
-  // A server that was away just now must not spoil the tab for good.
-  bundle.catch(() => (bundle = undefined));
+  if (!bundle) {
+    // A page remembers that an address could not be loaded; a server that was away just now needs another one.
+    const again = failures > 0 ? `?again=${failures}` : '';
+    bundle = import(/* webpackIgnore: true */ URLExt.join(baseUrl, 'vmlab/static/console.js') + again);
+    bundle.catch(() => {
+      bundle = undefined;
+      failures++;
+    });
+  }
   return bundle;
 }
 
@@ -38,9 +47,12 @@ export class ConsoleTab extends MainAreaWidget<ConsoleHost> {
   constructor(
     private _parts: IConsoleParts,
     machine: string,
-    readonly kind: ConsoleKind
+    readonly kind: ConsoleKind,
+    look: ConsoleLook = {},
+    /** The machine's UUID, where it is known from before. */
+    private _uuid: string | null = null
   ) {
-    super({ content: new ConsoleHost(_parts, kind) });
+    super({ content: new ConsoleHost(_parts, kind, look) });
     this.id = DOMUtils.createDomID();
     this.title.closable = true;
     this.title.icon = kind === 'vnc' ? screenIcon : terminalIcon;
@@ -54,6 +66,15 @@ export class ConsoleTab extends MainAreaWidget<ConsoleHost> {
 
   get machine(): string {
     return this._machine;
+  }
+
+  /** What it is called where tabs are remembered: the same when the machine gets another name. */
+  get key(): string {
+    return `${this.kind}:${this._uuid ?? this._machine}`;
+  }
+
+  get uuid(): string | null {
+    return this._uuid;
   }
 
   /** The machine has another name now. */
@@ -72,16 +93,13 @@ export class ConsoleTab extends MainAreaWidget<ConsoleHost> {
 
   private _onChanged(): void {
     const { model } = this._parts;
-    let machine = model.machine(this._machine);
-    if (!machine && this._uuid) {
-      machine = model.machines.find(other => other.uuid === this._uuid);
-      if (machine) {
-        this._machine = machine.name;
-        this.content.open(machine.name);
-        this._renamed.emit(machine.name);
-      }
-    }
+    const machine = model.machines.find(other => other.uuid === this._uuid) ?? model.machine(this._machine);
     this._uuid = machine?.uuid ?? this._uuid;
+    if (machine && machine.name !== this._machine) {
+      this._machine = machine.name;
+      this.content.open(machine.name);
+      this._renamed.emit(machine.name);
+    }
     const state = machine?.state ?? (model.loaded ? 'gone' : 'unknown');
     const serial = this.kind === 'serial' ? ' (serial)' : '';
     this.title.label = this._machine + serial;
@@ -91,18 +109,27 @@ export class ConsoleTab extends MainAreaWidget<ConsoleHost> {
 
   private _machine: string;
   private _renamed = new Signal<this, string>(this);
-  private _uuid: string | null = null;
 }
 
 /** The element that the framework-free view lives in. */
 export class ConsoleHost extends Widget {
   constructor(
     private _parts: IConsoleParts,
-    private _kind: ConsoleKind
+    private _kind: ConsoleKind,
+    private _look: ConsoleLook
   ) {
     super();
     this.addClass('jp-vmlab-console-host');
     this.node.tabIndex = -1;
+  }
+
+  get look(): ConsoleLook {
+    return this._look;
+  }
+
+  /** A person wants to see it another way. */
+  get lookChanged(): ISignal<this, void> {
+    return this._lookChanged;
   }
 
   /** Show the console of a machine in place of what was shown. */
@@ -112,6 +139,7 @@ export class ConsoleHost extends Widget {
 
   override dispose(): void {
     this._close();
+    Signal.clearData(this);
     super.dispose();
   }
 
@@ -145,7 +173,12 @@ export class ConsoleHost extends Widget {
         baseUrl,
         api: this._parts.model.api,
         events: this._parts.events,
-        ...(this._kind === 'vnc' ? { mode: this._parts.scaling() } : {})
+        mode: this._parts.scaling(),
+        ...this._look,
+        changed: change => {
+          this._look = { ...this._look, ...change };
+          this._lookChanged.emit();
+        }
       });
       if (this.node.contains(document.activeElement)) {
         this._view.focus();
@@ -168,6 +201,7 @@ export class ConsoleHost extends Widget {
     this.node.replaceChildren(text, again);
   }
 
+  private _lookChanged = new Signal<this, void>(this);
   private _machine = '';
   private _view: Bundle.ConsoleView | Bundle.SerialView | null = null;
 }

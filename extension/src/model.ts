@@ -7,8 +7,8 @@ import { Signal } from '@lumino/signaling';
 
 import { ApiError } from './api';
 import type { Api } from './api';
+import { doingText } from './console/doing';
 import type { IImage, ILab, ILabEvent, ILimits, IMachine, ITree, IUsage } from './types';
-import { doingText } from './units';
 
 /** Whose events on Jupyter's bus are ours. */
 const SCHEMA = 'urn:vmlab:events:lab:v1';
@@ -133,9 +133,9 @@ export class LabModel implements IDisposable {
     return this._pending.get(name) ?? this.machine(name)?.doing ?? null;
   }
 
-  /** What the build of an image, the making of a machine, or a comparison has said last; by the name of it. */
-  job(name: string): IJob | undefined {
-    return this._jobs.get(name);
+  /** What the build of an image, the making of a machine, or a comparison has said last; until it has ended. */
+  job(of: 'image' | 'machine' | 'comparison', name: string): IJob | undefined {
+    return this._jobs.get(`${of} ${name}`);
   }
 
   get isDisposed(): boolean {
@@ -157,51 +157,61 @@ export class LabModel implements IDisposable {
 
   /** Read everything again. */
   async reload(): Promise<void> {
+    const asked = this._order.ask();
     try {
       const lab = await this.api.lab();
-      lab.machines.sort(byName);
-      if (this._error) {
-        // The server was away, and nobody was told what happened meanwhile.
-        this._error = null;
+      // After a failure the server was away, and nobody was told what happened meanwhile.
+      let missed = this._error !== null;
+      this._error = null;
+      const before = this._lab;
+      if (this._order.takes('lab', asked)) {
+        this._lab = { ...lab, machines: before?.machines ?? [], images: before?.images ?? [] };
+      }
+      if (this._lab && this._order.takes('images', asked)) {
+        this._lab.images = lab.images;
+      }
+      const found = new Map(lab.machines.map(machine => [machine.name, machine]));
+      for (const name of new Set([...this.machines.map(machine => machine.name), ...found.keys()])) {
+        if (this._order.takes(`machine ${name}`, asked)) {
+          const changed = this._set(name, found.get(name));
+          missed ||= changed && before !== null;
+        }
+      }
+      if (missed) {
         this._pushed.emit({ kind: 'reload' });
       }
-      const before = this._lab;
-      this._lab = lab;
-      for (const machine of before?.machines ?? []) {
-        if (!this.machine(machine.name)) {
-          this._drop(machine.name);
-        }
-      }
-      if (before) {
-        for (const machine of lab.machines) {
-          this._tell(
-            before.machines.find(other => other.name === machine.name),
-            machine
-          );
-        }
-      }
       this._emit();
-      await Promise.all([...this._wanted].map(m => this.readTree(m)));
+      await Promise.all(
+        [...this._wanted].filter(name => this.machine(name)).map(name => this.readTree(name))
+      );
     } catch (error) {
       this._fail(error);
     }
   }
 
-  /** Read a machine's snapshots now, and again whenever they change. */
-  async readTree(name: string): Promise<void> {
+  /** Read a machine's snapshots, now and whenever they change, until `closeTree`. */
+  openTree(name: string): Promise<void> {
     this._wanted.add(name);
+    return this.readTree(name);
+  }
+
+  /** Read a machine's snapshots again, if anybody looks at them. */
+  async readTree(name: string): Promise<void> {
+    if (!this._wanted.has(name)) {
+      return;
+    }
+    const asked = this._order.ask();
     try {
       const tree = await this.api.tree(name);
-      if (this._wanted.has(name)) {
+      if (this._wanted.has(name) && this._order.takes(`tree ${name}`, asked)) {
         this._trees.set(name, tree);
         this._emit();
       }
     } catch (error) {
-      if (error instanceof ApiError && error.status === 404) {
-        this._trees.delete(name);
-        this._wanted.delete(name);
-      } else {
+      if (!(error instanceof ApiError && error.status === 404)) {
         this._fail(error);
+      } else if (this._order.takes(`tree ${name}`, asked)) {
+        this._trees.delete(name);
       }
     }
   }
@@ -256,34 +266,62 @@ export class LabModel implements IDisposable {
   }
 
   private async _readMachine(name: string): Promise<void> {
+    const asked = this._order.ask();
+    let machine: IMachine | undefined;
     try {
-      const machine = await this.api.machine(name);
-      if (!this._lab) {
+      machine = await this.api.machine(name);
+    } catch (error) {
+      if (!(error instanceof ApiError && error.status === 404)) {
+        this._fail(error);
         return;
       }
-      const before = this.machine(name);
-      this._lab.machines = [...this.machines.filter(other => other.name !== name), machine].sort(byName);
-      this._tell(before, machine);
-      if (!before || before.state !== machine.state) {
-        this._refreshFigures();
-      }
-      if (
-        this._wanted.has(name) &&
-        (before?.here !== machine.here ||
-          before.can_undo !== machine.can_undo ||
-          before.state !== machine.state)
-      ) {
-        void this.readTree(name);
-      }
-      this._emit();
-    } catch (error) {
-      if (error instanceof ApiError && error.status === 404) {
-        this._drop(name);
-        this._emit();
-      } else {
-        this._fail(error);
+    }
+    if (!this._lab || !this._order.takes(`machine ${name}`, asked)) {
+      return;
+    }
+    const before = this.machine(name);
+    this._set(name, machine);
+    if (before?.state !== machine?.state) {
+      this._refreshFigures();
+    }
+    if (
+      machine &&
+      (before?.uuid !== machine.uuid ||
+        before.here !== machine.here ||
+        before.can_undo !== machine.can_undo ||
+        before.state !== machine.state)
+    ) {
+      void this.readTree(name);
+    }
+    this._emit();
+  }
+
+  /**
+   * A machine as it is now; undefined: there is none of that name.
+   *
+   * @returns whether consoles would see a difference.
+   */
+  private _set(name: string, machine: IMachine | undefined): boolean {
+    const before = this.machine(name);
+    if (!this._lab) {
+      return false;
+    }
+    if (before?.uuid !== machine?.uuid) {
+      this._trees.delete(name);
+      this._usage.delete(name);
+    }
+    const others = this.machines.filter(other => other.name !== name);
+    this._lab.machines = machine ? [...others, machine].sort(byName) : others;
+    if (before && machine) {
+      if (before.state !== machine.state) {
+        this._announced.emit(`${name} is ${machine.state}`);
+      } else if (before.doing !== machine.doing && machine.doing) {
+        this._announced.emit(`${name}: ${doingText(machine.doing)}`);
       }
     }
+    return (
+      before?.uuid !== machine?.uuid || before?.state !== machine?.state || before?.doing !== machine?.doing
+    );
   }
 
   private async _readUsage(): Promise<void> {
@@ -304,7 +342,7 @@ export class LabModel implements IDisposable {
     } else {
       for (const usage of usages) {
         const then = before.get(usage.name);
-        if (then && then.snapshots !== usage.snapshots && this._wanted.has(usage.name)) {
+        if (then && then.snapshots !== usage.snapshots) {
           void this.readTree(usage.name);
         }
       }
@@ -332,15 +370,16 @@ export class LabModel implements IDisposable {
         break;
       case 'machine-gone':
         if (event.machine) {
-          this._drop(event.machine);
+          // What was asked before this may still say that it is there.
+          this._order.takes(`machine ${event.machine}`, this._order.ask());
+          this._set(event.machine, undefined);
+          this._readTreesWith(event.machine);
           this._refreshFigures();
           this._emit();
         }
         break;
       case 'snapshots':
-        if (event.machine && this._wanted.has(event.machine)) {
-          void this.readTree(event.machine);
-        }
+        this._readTreesWith(event.machine);
         this._refreshFigures();
         break;
       case 'images':
@@ -355,7 +394,8 @@ export class LabModel implements IDisposable {
   }
 
   private _onJob(event: ILabEvent): void {
-    const about = event.comparison ?? event.image ?? event.machine ?? '';
+    const { comparison, image, machine } = event;
+    const about = comparison ? `comparison ${comparison}` : image ? `image ${image}` : `machine ${machine}`;
     if (event.done) {
       this._jobs.delete(about);
     } else {
@@ -367,32 +407,26 @@ export class LabModel implements IDisposable {
     this._emit();
   }
 
+  /** Read the trees again in which snapshots of a machine stand: its own and those of its forks; all, of any machine. */
+  private _readTreesWith(name?: string): void {
+    for (const wanted of this._wanted) {
+      const nodes = this._trees.get(wanted)?.snapshots ?? [];
+      if (!name || wanted === name || nodes.some(node => node.machine === name)) {
+        void this.readTree(wanted);
+      }
+    }
+  }
+
   private async _readImages(): Promise<void> {
+    const asked = this._order.ask();
     try {
       const images = await this.api.images();
-      if (this._lab) {
+      if (this._lab && this._order.takes('images', asked)) {
         this._lab.images = images;
         this._emit();
       }
     } catch (error) {
       this._fail(error);
-    }
-  }
-
-  private _drop(name: string): void {
-    if (this._lab) {
-      this._lab.machines = this.machines.filter(m => m.name !== name);
-    }
-    this._trees.delete(name);
-    this._wanted.delete(name);
-    this._usage.delete(name);
-  }
-
-  private _tell(before: IMachine | undefined, now: IMachine): void {
-    if (before && before.state !== now.state) {
-      this._announced.emit(`${now.name} is ${now.state}`);
-    } else if (before && before.doing !== now.doing && now.doing) {
-      this._announced.emit(`${now.name}: ${doingText(now.doing)}`);
     }
   }
 
@@ -421,6 +455,7 @@ export class LabModel implements IDisposable {
   private _fitted = true;
   private _jobs = new Map<string, IJob>();
   private _lab: ILab | null = null;
+  private _order = new Order();
   private _pending = new Map<string, string>();
   private _pushed = new Signal<this, ILabEvent>(this);
   private _settled: Debouncer;
@@ -429,6 +464,28 @@ export class LabModel implements IDisposable {
   private _usagePoll: Poll<void, ApiError>;
   private _wanted = new Set<string>();
   private _watchers = new Map<object, number>();
+}
+
+/**
+ * The order in which things were asked for. Answers can overtake each other; an older one must not undo a newer one.
+ */
+class Order {
+  /** Call it before asking; what it returns belongs to the answer. */
+  ask(): number {
+    return ++this._asked;
+  }
+
+  /** Whether an answer is the newest so far about something; it is then taken to be used. */
+  takes(about: string, asked: number): boolean {
+    if (asked < (this._newest.get(about) ?? 0)) {
+      return false;
+    }
+    this._newest.set(about, asked);
+    return true;
+  }
+
+  private _asked = 0;
+  private _newest = new Map<string, number>();
 }
 
 function byName(a: IMachine, b: IMachine): number {

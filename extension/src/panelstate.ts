@@ -52,19 +52,18 @@ export class PanelState {
   }
 
   isExpanded(machine: string): boolean {
-    return this._expanded.has(machine);
+    return this._expanded.has(this._model.machine(machine)?.uuid ?? '');
   }
 
   setExpanded(machine: string, expanded: boolean): void {
-    if (expanded === this._expanded.has(machine)) {
+    const uuid = this._model.machine(machine)?.uuid;
+    if (!uuid || expanded === this._expanded.has(uuid)) {
       return;
     }
     if (expanded) {
-      this._expanded.add(machine);
-      void this._model.readTree(machine);
+      this._expanded.add(uuid);
     } else {
-      this._expanded.delete(machine);
-      this._model.closeTree(machine);
+      this._expanded.delete(uuid);
     }
     this._changed.emit();
   }
@@ -72,5 +71,6 @@ export class PanelState {
   private _changed = new Signal<this, void>(this);
   private _editing: IEditing | null = null;
   private _focus: string | null = null;
+  /** UUIDs: the same when a machine is renamed, others when its name is used again. */
   private _expanded = new Set<string>();
 }

@@ -1,5 +1,6 @@
 import type { IDisposable } from '@lumino/disposable';
 import { Poll } from '@lumino/polling';
+import type { IPoll } from '@lumino/polling';
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
@@ -27,7 +28,7 @@ export class Screens implements IDisposable {
       auto: false,
       name: 'vmlab:screens',
       factory: () => this._refresh(),
-      frequency: { interval: 2000, backoff: false, max: 30000 },
+      frequency: every(2000),
       standby: 'when-hidden'
     });
     _model.changed.connect(this._onChanged, this);
@@ -39,7 +40,7 @@ export class Screens implements IDisposable {
 
   /** Milliseconds between two pictures of a machine. */
   set interval(interval: number) {
-    this._poll.frequency = { ...this._poll.frequency, interval };
+    this._poll.frequency = every(interval);
   }
 
   /** Whether anybody looks. */
@@ -85,17 +86,25 @@ export class Screens implements IDisposable {
     }
   }
 
-  private async _fetch(name: string): Promise<void> {
+  /** Fetch a picture, after the one that is on its way: two at a time would not know of each other. */
+  private _fetch(name: string): Promise<void> {
+    const fetching = (this._fetching.get(name) ?? Promise.resolve()).then(() => this._fetchNow(name));
+    this._fetching.set(name, fetching);
+    return fetching;
+  }
+
+  private async _fetchNow(name: string): Promise<void> {
     const machine = this._model.machine(name);
     if (!machine?.console) {
       return;
     }
-    const before = this._screens.get(name);
     try {
-      const picture = await this._model.api.screen(machinePath(name), WIDTH, before?.etag);
+      const { etag } = this._screens.get(name) ?? {};
+      const picture = await this._model.api.screen(machinePath(name), WIDTH, etag);
       if (picture === 'unchanged' || this.isDisposed) {
         return;
       }
+      const before = this._screens.get(name);
       this._screens.set(name, {
         etag: picture.etag,
         url: URL.createObjectURL(picture.blob)
@@ -130,8 +139,14 @@ export class Screens implements IDisposable {
 
   private _active = false;
   private _changed = new Signal<this, void>(this);
+  private _fetching = new Map<string, Promise<void>>();
   private _poll: Poll;
   private _screens = new Map<string, IScreen>();
   private _states = new Map<string, string>();
   private _watched = new Set<string>();
+}
+
+/** Regularly, also after failures: those of one machine must not hold up the others. */
+function every(interval: number): IPoll.Frequency {
+  return { interval, backoff: false, max: interval };
 }

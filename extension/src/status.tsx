@@ -1,4 +1,5 @@
 import { ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import type { Message } from '@lumino/messaging';
 import * as React from 'react';
 
 import { vmlabIcon } from './icons';
@@ -18,12 +19,32 @@ export class StatusItem extends ReactWidget {
     this.addClass('jp-vmlab-status');
   }
 
+  override dispose(): void {
+    this._watch(false);
+    super.dispose();
+  }
+
+  // What is there from the beginning is attached, and never told that it is shown.
+  protected override onAfterAttach(msg: Message): void {
+    super.onAfterAttach(msg);
+    this._watch(this.isVisible);
+  }
+
+  protected override onBeforeDetach(msg: Message): void {
+    super.onBeforeDetach(msg);
+    this._watch(false);
+  }
+
   protected override onAfterShow(): void {
-    this._model.wantUsage(this, USAGE_INTERVAL);
+    this._watch(true);
   }
 
   protected override onAfterHide(): void {
-    this._model.wantUsage(this, null);
+    this._watch(false);
+  }
+
+  private _watch(visible: boolean): void {
+    this._model.wantUsage(this, visible ? USAGE_INTERVAL : null);
   }
 
   protected render(): React.ReactElement {

@@ -18,6 +18,8 @@ export const SETTINGS = 'vmlab:plugin';
 export namespace CommandIDs {
   export const panel = 'vmlab:panel';
   export const create = 'vmlab:create';
+  /** Builds the `{image}`; asked for if missing. */
+  export const build = 'vmlab:build-image';
   /** Opens or shows the tab of `{machine, kind: 'vnc' | 'serial'}`; also one of a machine that is gone. */
   export const openTab = 'vmlab:open-tab';
 
@@ -44,6 +46,7 @@ export namespace CommandIDs {
 
   export const revert = 'vmlab:revert';
   export const forkSnapshot = 'vmlab:fork-snapshot';
+  export const forkSnapshotMany = 'vmlab:fork-snapshot-many';
   export const comparePresent = 'vmlab:compare-present';
   export const compareSnapshot = 'vmlab:compare-snapshot';
   export const renameSnapshot = 'vmlab:rename-snapshot';

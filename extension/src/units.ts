@@ -47,34 +47,16 @@ export function count(number: number, one: string, many = `${one}s`): string {
   return `${number} ${number === 1 ? one : many}`;
 }
 
-/** What somebody is doing to a machine, said of the machine. */
-export function doingText(verb: string): string {
-  return DOING[verb] ?? `${verb} …`;
-}
+/** A regular expression; also for the `pattern` of a field. */
+export const NAME = '[A-Za-z0-9][A-Za-z0-9._\\-]{0,39}';
 
-const DOING: Record<string, string> = {
-  create: 'being made …',
-  delete: 'being deleted …',
-  describe: 'being described …',
-  fork: 'forking …',
-  kill: 'ending …',
-  pause: 'pausing …',
-  rename: 'being renamed …',
-  resume: 'resuming …',
-  revert: 'reverting …',
-  snapshot: 'taking a snapshot …',
-  start: 'starting …',
-  stop: 'shutting down …',
-  undo: 'undoing the revert …'
-};
+const WHOLE_NAME = new RegExp(`^${NAME}$`);
 
-const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$/;
+export const NAME_RULE = 'Use 1 to 40 letters, digits, “.”, “_” or “-”, starting with a letter or digit.';
 
 /** Why a name cannot be that of a machine or snapshot, in a sentence; null if it can. */
 export function nameTrouble(name: string): string | null {
-  return NAME.test(name)
-    ? null
-    : 'Use 1 to 40 letters, digits, “.”, “_” or “-”, starting with a letter or digit.';
+  return WHOLE_NAME.test(name) ? null : NAME_RULE;
 }
 
 /** A name like `wanted` that is not taken: `tiny`, `tiny-2`, `tiny-3` ... */

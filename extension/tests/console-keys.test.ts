@@ -43,9 +43,9 @@ describe('typing', () => {
         return Promise.resolve();
       }
     };
-    const left = await typeText('abcdeéfghijkl', typist, part => done.push(part), abort.signal);
+    const result = await typeText('abcdeéfghijkl', typist, part => done.push(part), abort.signal);
     expect(pieces).toEqual(['abc', 'def', 'ghi']);
     expect(done).toEqual([0.25, 0.5, 0.75]);
-    expect(left).toEqual(['é']);
+    expect(result).toEqual({ typed: 9, total: 12, left: ['é'] });
   });
 });

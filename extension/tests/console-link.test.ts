@@ -154,6 +154,18 @@ describe('trouble', () => {
     expect(face(after(state, { type: 'due' }, opened))).toBe('live');
   });
 
+  it('tells the server that libvirt has failed from a proxy whose server is away', () => {
+    const waiting = after(live, closed(1006));
+    for (const [status, ours, shown] of [
+      [503, true, 'hypervisor'],
+      [502, true, 'hypervisor'],
+      [502, false, 'unreachable'],
+      [0, false, 'unreachable']
+    ] as const) {
+      expect(face(after(waiting, { type: 'failed', status, ours }))).toBe(shown);
+    }
+  });
+
   it('does not call a live console unreachable because a question failed', () => {
     expect(face(after(live, { type: 'failed', status: 0 }))).toBe('live');
   });

@@ -28,15 +28,17 @@ describe('the API of a server', () => {
 
   it('gives null where there is no answer', async () => {
     answer = new Response(null, { status: 204 });
-    expect(await api.del('machines/web')).toBeNull();
+    expect(await api.post('machines/web/keys', { keys: ['a'] })).toBeNull();
   });
 
   it('tells message and hint of an error', async () => {
-    answer = new Response('{"error": {"message": "web is off.", "hint": "start it"}}', { status: 409 });
+    const error = { type: 'WrongState', message: 'web is off.', hint: 'start it' };
+    answer = Response.json({ error }, { status: 409 });
     await expect(api.post('machines/web/pause')).rejects.toMatchObject({
       status: 409,
       message: 'web is off.',
-      hint: 'start it'
+      hint: 'start it',
+      type: 'WrongState'
     });
   });
 

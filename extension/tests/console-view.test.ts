@@ -1,7 +1,8 @@
 // @vitest-environment jsdom
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest';
+// As in JupyterLab, where errors come from another bundle than the console's.
+import { ApiError } from '../src/api';
 import type { Api, ConsoleOptions, LabEvent } from '../src/console/types';
-import { ApiError } from '../src/console/types';
 import { ConsoleView } from '../src/console/view';
 
 /** In place of noVNC, which needs a browser: remembers what it was told. */
@@ -90,7 +91,6 @@ const api: Api = {
     calls.push(['POST', path, body]);
     return fail ? Promise.reject(fail) : Promise.resolve({ ...model });
   },
-  del: () => Promise.resolve(null),
   url: path => `/api/${path}`
 };
 
@@ -281,7 +281,7 @@ describe('states', () => {
   it('says what went wrong, with the hint', async () => {
     show();
     await connect();
-    fail = new ApiError(507, 'The disk is full.', 'forget snapshots');
+    fail = new ApiError('The disk is full.', 507, 'forget snapshots', 'NoSpace');
     tool('pause')?.click();
     await settle();
     const notice = host.querySelector<HTMLElement>('[role=alert]');
@@ -291,7 +291,7 @@ describe('states', () => {
   });
 
   it('tells a stranger so', async () => {
-    fail = new ApiError(403, 'Forbidden');
+    fail = new ApiError('Forbidden', 403);
     show();
     await settle();
     socket().ends(1006);
@@ -299,11 +299,26 @@ describe('states', () => {
     expect(root().dataset.face).toBe('forbidden');
   });
 
-  it('tells that the machine is gone', async () => {
+  it('tells that the machine is gone, by an event or by the answer to a question', async () => {
     show();
     await connect();
     tell({ kind: 'machine-gone', machine: 'web' });
     expect(root().dataset.face).toBe('gone');
+    view.dispose();
+    fail = new ApiError('There is no machine named web.', 404, null, 'NotFound');
+    show();
+    await settle();
+    expect(root().dataset.face).toBe('gone');
+  });
+
+  it('offers nothing to whoever only views', async () => {
+    model.state = 'off';
+    show({ readOnly: true });
+    await settle();
+    expect(root().dataset.face).toBe('off');
+    expect(host.querySelector('.vmlab-console-box button')).toBeNull();
+    view.readOnly = false;
+    expect(host.querySelector('.vmlab-console-box button')?.textContent).toBe('Start');
   });
 
   it('counts down to the next attempt', async () => {
@@ -314,7 +329,9 @@ describe('states', () => {
       await settle(n < 4 ? 5000 : 0);
     }
     expect(root().dataset.face).toBe('waiting');
-    const detail = (): string => host.querySelector('.vmlab-console-detail')?.textContent ?? '';
+    const detail = (): string => host.querySelector('.vmlab-console-overlay')?.textContent ?? '';
+    // Nobody is to be told each second.
+    expect(host.querySelector('.vmlab-console-overlay [role=status]')?.textContent).not.toMatch(/\d/);
     const first = Number(/in (\d+) s/.exec(detail())?.[1]);
     await settle(2000);
     expect(Number(/in (\d+) s/.exec(detail())?.[1])).toBe(first - 2);
@@ -334,6 +351,45 @@ describe('costs', () => {
     await connect();
     expect(last()).not.toBe(before);
     expect(view.minimised).toBe(false);
+  });
+
+  it('a minimised console keeps the focus and says what it is', async () => {
+    show();
+    await connect();
+    expect(root().getAttribute('aria-label')).toBe('Screen of web');
+    tool('minimise')?.focus();
+    tool('minimise')?.click();
+    expect(document.activeElement).toBe(root());
+    expect(root().getAttribute('role')).toBe('button');
+    expect(root().getAttribute('aria-label')).toBe('Restore the screen of web');
+    root().dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }));
+    expect(view.minimised).toBe(false);
+    expect(document.activeElement).toBe(shield());
+    expect(view.look).toEqual({ mode: 'fit', readOnly: false, minimised: false });
+  });
+
+  it('a minimised console asks for a picture once, and again when the machine has changed', async () => {
+    const pictures: string[] = [];
+    class FakeImage extends EventTarget {
+      naturalWidth = 320;
+      naturalHeight = 240;
+      set src(url: string) {
+        pictures.push(url);
+      }
+    }
+    vi.stubGlobal('Image', FakeImage);
+    show({ minimised: true });
+    await settle(60_000);
+    expect(pictures).toHaveLength(1);
+    expect(pictures[0]).toContain('/api/machines/web/screen.png?width=320');
+    model.state = 'paused';
+    tell({ kind: 'machine', machine: 'web', state: 'paused', doing: null });
+    await settle(60_000);
+    expect(pictures).toHaveLength(2);
+    model.state = 'off';
+    tell({ kind: 'machine', machine: 'web', state: 'off', doing: null });
+    await settle(60_000);
+    expect(pictures).toHaveLength(2);
   });
 
   it('one that begins minimised does not connect', async () => {
@@ -387,6 +443,63 @@ describe('the toolbar', () => {
     host.querySelector<HTMLButtonElement>('.vmlab-danger')?.click();
     await settle();
     expect(calls).toContainEqual(['POST', 'machines/web/kill', {}]);
+  });
+
+  describe('types text', () => {
+    let release: () => void;
+
+    /** Begin to type 100 characters; the server has been given the first 40. */
+    async function begin(): Promise<HTMLElement> {
+      const answered = vi.spyOn(api, 'post').mockImplementation((path, body) => {
+        calls.push(['POST', path, body]);
+        return new Promise(resolve => (release = () => resolve(null)));
+      });
+      onTestFinished(() => answered.mockRestore());
+      show();
+      await connect();
+      tool('type')?.click();
+      const popup = host.querySelector('.vmlab-console-popup') as HTMLElement;
+      expect(popup.getAttribute('role')).toBe('dialog');
+      (popup.querySelector('textarea') as HTMLTextAreaElement).value = 'x'.repeat(100);
+      popup.querySelector<HTMLButtonElement>('.vmlab-console-help')?.click();
+      await settle();
+      return popup;
+    }
+    const pieces = (): number => calls.filter(([, path]) => path === 'machines/web/type').length;
+
+    it('and goes on when something else is clicked', async () => {
+      const popup = await begin();
+      document.body.dispatchEvent(new Event('pointerdown', { bubbles: true }));
+      tool('keys')?.click();
+      window.dispatchEvent(new Event('resize'));
+      await settle();
+      for (let n = 1; n <= 3; n++) {
+        expect(popup.isConnected).toBe(true);
+        expect(pieces()).toBe(n);
+        release();
+        await settle();
+      }
+      expect(popup.isConnected).toBe(false);
+      expect(host.querySelector<HTMLElement>('[role=alert]')?.hidden).toBe(true);
+    });
+
+    it('and says how far it got when it is stopped', async () => {
+      const popup = await begin();
+      popup.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }));
+      expect(popup.isConnected).toBe(false);
+      release();
+      await settle();
+      expect(pieces()).toBe(1);
+      expect(host.querySelector('[role=alert]')?.textContent).toBe('Stopped after 40 of 100 characters.');
+    });
+
+    it('and stops when the console is taken away', async () => {
+      await begin();
+      view.dispose();
+      release();
+      await settle();
+      expect(pieces()).toBe(1);
+    });
   });
 
   it('puts into a menu what finds no room', async () => {

@@ -368,6 +368,12 @@ def press_keys(page: Page, text: str, *, pace: float = 40) -> None:
         page.wait_for_timeout(pace / 2)
 
 
+def press_chord(page: Page) -> None:
+    """Press the left Ctrl and Alt and let go."""
+    for act, key in (("down", "ControlLeft"), ("down", "AltLeft"), ("up", "AltLeft"), ("up", "ControlLeft")):
+        getattr(page.keyboard, act)(key)
+
+
 class Console:
     """A machine's screen or serial line on the page.
 
@@ -383,7 +389,8 @@ class Console:
 
     def __init__(self, scope: Page | Locator, machine: str, kind: str = "Screen") -> None:
         self.page = scope if isinstance(scope, Page) else scope.page
-        self.root = scope.locator(f'.vmlab-console[aria-label="{kind} of {machine}"]')
+        view = {"Screen": "vnc", "Serial line": "serial"}[kind]
+        self.root = scope.locator(f'.vmlab-console-{view}[data-machine="{machine}"]')
         self.canvas = self.root.locator(".vmlab-console-screen canvas")
         self.shield = self.root.locator(".vmlab-console-shield")
         self.overlay = self.root.locator(".vmlab-console-overlay")
@@ -406,13 +413,7 @@ class Console:
 
     def leave(self) -> None:
         """Press the chord that gives the keyboard back."""
-        for act, key in (
-            ("down", "ControlLeft"),
-            ("down", "AltLeft"),
-            ("up", "AltLeft"),
-            ("up", "ControlLeft"),
-        ):
-            getattr(self.page.keyboard, act)(key)
+        press_chord(self.page)
         expect(self.root).not_to_have_class(re.compile(r"\bvmlab-held\b"))
 
     def geometry(self) -> tuple[float, float, float]:

@@ -22,10 +22,11 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture
 def changed(lab: Lab, names: Callable[[str], str]) -> Machine:
-    """A machine with a snapshot, in which a file was added since."""
+    """A machine with a snapshot, in which files were added since, one with a name that is no text."""
     machine = lab.create(names("ct"), "tiny")
     machine.snapshot("clean")
     machine.succeed("echo '<img src=x onerror=alert(1)>' >'/root/<b>added'")
+    machine.succeed("touch \"$(printf '/root/\\377\\n~ forged')\"")
     return machine
 
 
@@ -72,7 +73,7 @@ def test_from_a_snapshot_to_the_present(
     title = f"{name}: clean → now"
     expect(panel.get_by_role("tab", name=title)).to_be_visible(timeout=SOON)
     expect(tab(panel).get_by_role("status")).to_contain_text(f"Comparing {name}@clean with {name}")
-    expect_report(panel, f"{name}@clean → {name} (now)", "Files", "<b>added")
+    expect_report(panel, f"{name}@clean → {name} (now)", "Files", "<b>added", "/root/\\xff\\n~ forged")
     frame = tab(panel).locator("iframe")
     assert frame.get_attribute("sandbox") == ""
 

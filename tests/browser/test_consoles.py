@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jupyter_page import Console, Notebook, Server, answer, open_lab, press_keys, until
+from jupyter_page import Console, Notebook, Server, answer, open_lab, press_chord, press_keys, until
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -277,6 +277,12 @@ def test_view_only(show: Show, tiny: Machine) -> None:
         nb.page.keyboard.press(key)
     expect(nb.cells).to_have_count(before)
     assert tiny.screenshot().diff(arrives_before).fraction < 0.001
+    # What lies over the screen offers nothing either.
+    tiny.pause()
+    console.expect_face("paused")
+    expect(console.overlay.get_by_role("button")).to_have_count(0)
+    tiny.resume()
+    console.expect_live()
     console.tool("lock")
     console.take()
     arrives(tiny, console, "unlocked")
@@ -395,6 +401,23 @@ def test_what_is_not_seen_has_no_connection(show: Show, tiny: Machine) -> None:
     page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab").first.click()
     until(lambda: viewers(tiny) == 1, "a connection again")
     console.expect_live()
+
+
+def test_minimised_and_restored_by_keyboard(show: Show, tiny: Machine) -> None:
+    _, (console,) = show(tiny)
+    page = console.page
+    console.root.locator('[data-tool="minimise"]').focus()
+    page.keyboard.press("Enter")
+    expect(console.root).to_be_focused()
+    expect(console.root).to_have_role("button")
+    expect(console.root).to_have_accessible_name(f"Restore the screen of {tiny.name}")
+    until(lambda: viewers(tiny) == 0, "no connection of a minimised console")
+    page.keyboard.press("Enter")
+    console.expect_live()
+    expect(console.shield).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(console.root).to_have_class(HELD)
+    arrives(tiny, console, "by-keyboard")
 
 
 def test_eight_consoles_on_a_page(show: Show, lab: Lab, names: Names) -> None:
@@ -520,18 +543,122 @@ def test_the_serial_line(open_notebook: Open, tiny: Machine) -> None:
     tiny.wait_until_succeeds("grep -qx after /run/after", timeout=60)
 
 
+def test_the_serial_line_by_keyboard(open_notebook: Open, tiny: Machine) -> None:
+    nb = open_notebook(LOAD, f"%vm console --serial {tiny.name}", "1")
+    page = nb.page
+    nb.run(0)
+    line = Console(nb.run(1), tiny.name, "Serial line")
+    line.expect_face("live")
+    stage = line.root.locator(".vmlab-console-stage")
+    status = line.root.locator(".vmlab-console-status")
+    line.root.locator('[data-tool="minimise"]').focus()
+    page.keyboard.press("Tab")
+    expect(stage).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(line.root).to_have_class(HELD)
+    expect(status).to_have_text("Ctrl+Alt to leave")
+    # A shell asks where the cursor is, with its prompt, which is in the log: that is not answered again.
+    expect(line.root.locator(".xterm-rows")).not_to_contain_text(re.compile(r"\d+R"))
+    # Tab is the guest's: the shell completes the name.
+    tiny.succeed("touch /run/tabbed")
+    page.keyboard.type("ls /run/tab")
+    page.keyboard.press("Tab")
+    page.keyboard.type(" >/run/listed\n")
+    tiny.wait_until_succeeds("grep -qx /run/tabbed /run/listed", timeout=60)
+    press_chord(page)
+    expect(line.root).not_to_have_class(HELD)
+    expect(stage).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(line.root.locator(":focus")).to_have_count(0)
+
+    line.tool("minimise")
+    expect(line.root).to_have_accessible_name(f"Restore the serial line of {tiny.name}")
+    assert line.root.evaluate("root => root.offsetWidth") < 200
+    tiny.succeed("echo missed-nothing >/dev/ttyS0")
+    line.root.click()
+    expect(line.root.locator(".xterm-rows")).to_contain_text("missed-nothing")
+    expect(line.root).to_have_accessible_name(f"Serial line of {tiny.name}")
+
+
+def test_a_console_goes_with_its_machine_when_that_is_renamed(
+    show: Show, lab: Lab, names: Names, tiny: Machine
+) -> None:
+    _, (console,) = show(tiny)
+    new = names("renamed")
+    lab.machine(tiny.name).rename(new)
+    renamed = Console(console.page, new)
+    renamed.expect_live()
+    expect(console.root).to_have_count(0)
+    renamed.take()
+    arrives(lab.machine(new), renamed, "renamed")
+
+
+def test_a_page_that_could_not_load_the_console_tries_again(open_notebook: Open, tiny: Machine) -> None:
+    nb = open_notebook(LOAD, f"%vm console {tiny.name}")
+    page = nb.page
+    page.route("**/vmlab/static/console.js*", lambda route: route.abort())
+    nb.run(0)
+    output = nb.run(1)
+    expect(output).to_contain_text("the Jupyter server cannot be reached")
+    page.unroute("**/vmlab/static/console.js*")
+    output.get_by_role("button", name="Try again").click()
+    console = Console(output, tiny.name)
+    console.expect_live()
+    expect(output).not_to_contain_text("cannot be reached")
+    expect(console.root.locator('[data-tool="popout"]')).to_be_visible()
+
+
+def test_pictures_where_there_is_no_server(open_notebook: Open, tiny: Machine) -> None:
+    nb = open_notebook(LOAD, f"%vm console {tiny.name}")
+    page = nb.page
+    page.evaluate("document.getElementById('jupyter-config-data').remove()")
+    nb.run(0)
+    output = nb.run(1)
+    screen = output.get_by_role("application", name=f"Screen of {tiny.name}")
+    expect(screen.locator("img")).to_have_js_property("naturalWidth", tiny.screenshot().width, timeout=SOON)
+    screen.focus()
+    expect(output).to_contain_text("Ctrl+Alt, or a click elsewhere, to leave")
+    page.keyboard.type("echo by-pictures >/run/arrived\n")
+    tiny.wait_until_succeeds("grep -qx by-pictures /run/arrived", timeout=60)
+    page.keyboard.press("Tab")
+    expect(screen).to_be_focused()
+    press_chord(page)
+    expect(output.get_by_role("button", name="Minimise")).to_be_focused()
+
+
+def test_a_tab_whose_machine_was_deleted_says_so(page: Page, jupyter: Server, tiny: Machine) -> None:
+    open_lab(page, jupyter.url())
+    open_tab(page, tiny)
+    console = Console(page, tiny.name)
+    console.expect_live()
+    page.wait_for_timeout(2000)  # JupyterLab saves its layout a little later
+    tiny.delete()
+    console.expect_face("gone")
+    open_lab(page, jupyter.url(reset=False))
+    expect(console.overlay).to_contain_text(f"There is no machine named {tiny.name}", timeout=SOON)
+
+
+def open_tab(page: Page, machine: Machine) -> None:
+    """Open the screen of a machine in a tab, as a console under a cell does."""
+    detail = {"machine": machine.name, "kind": "vnc"}
+    page.evaluate(
+        "detail => document.dispatchEvent(new CustomEvent('vmlab:open-console', {detail}))",
+        detail,
+    )
+
+
 def test_the_server_is_restarted(page: Page, jupyter: Server, tiny: Machine) -> None:
     """The last of this module: kernels end with their server."""
     open_lab(page, jupyter.url())
-    page.evaluate(
-        "machine => document.dispatchEvent(new CustomEvent('vmlab:open-console', {detail: {machine, kind: 'vnc'}}))",
-        tiny.name,
-    )
+    open_tab(page, tiny)
     console = Console(page, tiny.name)
     console.expect_live()
     page.locator('.jp-SideBar [data-id="vmlab-panel"]').click()
     card = page.locator(f'.jp-vmlab-card[data-machine="{tiny.name}"]')
     expect(card).to_have_attribute("data-state", "running")
+    # JupyterLab's own dialog, when the server is away for long: on a busy host it may be.
+    away = page.locator(".jp-Dialog", has_text="Server Connection Error")
+    page.add_locator_handler(away, lambda dialog: dialog.locator("button").last.click())
     jupyter.stop()
     until(lambda: viewers(tiny) == 0, "the server is gone, and its connections with it")
     expect(console.root).not_to_have_attribute("data-face", "live", timeout=SOON)

@@ -233,11 +233,12 @@ def test_what_others_do_shows_by_itself(panel: Page, lab: Lab, names: Names) -> 
 
 
 def test_a_machine_is_renamed_and_its_tab_goes_with_it(
-    panel: Page, lab: Lab, names: Names, tiny: Machine
+    panel: Page, jupyter: Server, lab: Lab, names: Names, tiny: Machine
 ) -> None:
     old, new = tiny.name, names("new")
     press(panel, old, "Open Console")
     Console(panel, old).expect_live()
+    Console(panel, old).tool("lock")
     card(panel, old).focus()
     card(panel, old).press("F2")
     editor = card(panel, old).get_by_role("textbox")
@@ -250,8 +251,16 @@ def test_a_machine_is_renamed_and_its_tab_goes_with_it(
     state(panel, new, "running")
     assert new in lab
     assert old not in lab
-    Console(panel, new).expect_live()
+    renamed = Console(panel, new)
+    renamed.expect_live()
     expect(panel.locator(".lm-TabBar-tab", has_text=new)).to_be_visible()
+    # How it is looked at does not change: not with the name, nor with the page.
+    status = renamed.root.locator(".vmlab-console-status")
+    expect(status).to_have_text("view only")
+    until(lambda: f"vnc:{lab[new].uuid}" in saved_layout(panel, jupyter), "the saved layout", 30)
+    open_lab(panel, jupyter.url(reset=False))
+    renamed.expect_live()
+    expect(status).to_have_text("view only")
 
 
 def test_a_console_without_a_mouse_and_after_a_reload(panel: Page, jupyter: Server, tiny: Machine) -> None:
@@ -279,12 +288,145 @@ def test_a_console_without_a_mouse_and_after_a_reload(panel: Page, jupyter: Serv
     choose(panel, card(panel, name), "Open Serial Console")
     Console(panel, name, "Serial line").expect_face("live")
     # Tabs come back; JupyterLab writes its layout a little later.
-    workspaces = f"{jupyter.address}lab/api/workspaces/default?token={jupyter.token}"
-    until(lambda: f"serial:{name}" in panel.request.get(workspaces).text(), "the saved layout", 30)
+    until(lambda: f"serial:{tiny.uuid}" in saved_layout(panel, jupyter), "the saved layout", 30)
     open_lab(panel, jupyter.url(reset=False))
     Console(panel, name, "Serial line").expect_face("live")
     panel.locator(".lm-DockPanel-tabBar .lm-TabBar-tab", has_text=re.compile(f"^{name}$")).click()
     Console(panel, name).expect_live()
+
+
+def saved_layout(page: Page, jupyter: Server) -> str:
+    """Return what JupyterLab remembers of its tabs."""
+    return page.request.get(f"{jupyter.address}lab/api/workspaces/default?token={jupyter.token}").text()
+
+
+def test_a_tab_whose_code_could_not_be_loaded(panel: Page, tiny: Machine) -> None:
+    """A page remembers which addresses it could not load; the button has to help all the same."""
+    code = "**/vmlab/static/console.js*"
+    panel.route(code, lambda route: route.abort())
+    press(panel, tiny.name, "Open Console")
+    again = panel.locator(".jp-vmlab-console-host").get_by_role("button", name="Try again")
+    again.click()
+    expect(again).to_be_visible(timeout=SOON)
+    panel.unroute(code)
+    again.click()
+    Console(panel, tiny.name).expect_live()
+
+
+def test_a_tree_that_is_open_when_its_machine_is_replaced(panel: Page, lab: Lab, tiny: Machine) -> None:
+    name = tiny.name
+    shows = card(panel, name).get_by_role("button", name=f"Show the snapshots of {name}")
+    shows.click()
+    expect(card(panel, name).get_by_role("tree")).to_be_visible(timeout=SOON)
+    tiny.delete()
+    expect(card(panel, name)).to_have_count(0, timeout=SOON)
+    lab.create(name, "tiny")
+    state(panel, name, "running")
+    shows.click()
+    expect(card(panel, name).get_by_role("treeitem")).to_have_count(2, timeout=SOON)
+
+
+def test_a_fork_shows_and_renames_the_snapshots_that_it_stands_on(
+    panel: Page, names: Names, tiny: Machine
+) -> None:
+    snapshot = tiny.snapshot("before")
+    fork = snapshot.fork(names("fork"))
+    state(panel, fork.name, "running")
+    card(panel, fork.name).get_by_role("button", name=f"Show the snapshots of {fork.name}").click()
+    line = row(panel, snapshot)
+    expect(line).to_contain_text("before", timeout=SOON)
+    # By somebody else, in the tree of the other machine.
+    snapshot.rename("renamed")
+    expect(line).to_contain_text("renamed", timeout=SOON)
+    choose(panel, line, "Rename")
+    editor = line.get_by_role("textbox")
+    editor.fill("by-the-fork")
+    editor.press("Enter")
+    expect(line).to_contain_text("by-the-fork", timeout=SOON)
+    until(lambda: [one.name for one in own(tiny)] == ["by-the-fork"], "the new name")
+
+
+def test_snapshots_by_keyboard_alone(panel: Page, lab: Lab, names: Names, tiny: Machine) -> None:
+    """With a description; forks under names; gone back to by the palette. The focus is never lost."""
+    name = tiny.name
+    state(panel, name, "running")
+    card(panel, name).focus()
+    panel.keyboard.press("Tab")  # to the first of its buttons, then to the last
+    for _ in range(20):
+        if panel.evaluate("document.activeElement.ariaLabel") == f"More for {name}":
+            break
+        panel.keyboard.press("Tab")
+    menu = panel.locator(".lm-Menu:visible")
+    panel.keyboard.press("Enter")
+    expect(menu).to_be_visible()
+    panel.keyboard.press("Escape")
+    expect(menu).to_have_count(0)
+    expect(card(panel, name).get_by_role("button", name=f"More for {name}")).to_be_focused()
+
+    card(panel, name).focus()
+    choose(panel, card(panel, name), "Take Snapshot as…")
+    panel.keyboard.type("clean")
+    panel.keyboard.press("Tab")
+    panel.keyboard.type("before the exam")
+    panel.keyboard.press("Enter")
+    until(lambda: own(tiny), "a snapshot")
+    (clean,) = own(tiny)
+    assert (clean.name, clean.description) == ("clean", "before the exam")
+    expect(card(panel, name)).to_be_focused()
+
+    choose(panel, card(panel, name), "Fork Several…")
+    first, second = names("one"), names("two")
+    panel.keyboard.type(f"{first} {second}")
+    panel.keyboard.press("Enter")
+    state(panel, first, "running")
+    state(panel, second, "running")
+    assert {first, second} <= {one.name for one in forks(tiny)}
+
+    tiny.succeed("touch /run/later")
+    run_from_palette(panel, "Revert to a Snapshot")
+    dialog = panel.locator(".jp-Dialog")
+    dialog.locator("select").select_option(name)
+    panel.keyboard.press("Enter")
+    expect(dialog).to_contain_text("Snapshot", timeout=SOON)
+    dialog.locator("select").select_option(label="snapshot clean")
+    panel.keyboard.press("Enter")
+    until(lambda: answer(tiny, "ls /run/later; echo end") == "end\n", "the state of then")
+
+    # The button that was pressed goes; the keyboard stays with the machine.
+    card(panel, name).get_by_role("button", name=f"Pause: {name}").focus()
+    panel.keyboard.press("Enter")
+    state(panel, name, "paused")
+    expect(card(panel, name)).to_be_focused()
+
+
+def test_images_are_listed(panel: Page, lab: Lab) -> None:
+    images = panel.locator("#vmlab-panel .jp-vmlab-images")
+    images.locator("summary").click()
+    line = images.locator('[data-image="tiny"]')
+    expect(line).to_contain_text("starts in a moment")
+    line.get_by_role("button", name="New machine of tiny").click()
+    dialog = panel.locator(".jp-vmlab-create-dialog")
+    expect(dialog.get_by_label("Image")).to_have_value("tiny")
+    panel.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    images.locator("summary").click()
+
+
+def run_from_palette(page: Page, label: str) -> None:
+    """Run a command by the palette."""
+    search = page.locator(".lm-CommandPalette-input:visible")
+
+    def opened() -> bool:
+        # JupyterLab reads its keyboard shortcuts after it has shown its page: a first press may be too early.
+        if not search.count():
+            page.keyboard.press("Control+Shift+c")
+            page.wait_for_timeout(500)
+        return search.count() > 0
+
+    until(opened, "the command palette")
+    search.fill(label)
+    expect(page.locator(".lm-CommandPalette-item:visible")).not_to_have_count(0)
+    search.press("Enter")
 
 
 def test_palette_and_status_bar(panel: Page, lab: Lab, tiny: Machine) -> None:
@@ -301,19 +443,7 @@ def test_palette_and_status_bar(panel: Page, lab: Lab, tiny: Machine) -> None:
     tiny.kill()
     until(lambda: said() == running(), f"the status bar counts what runs: {said()}, {running()}")
 
-    search = panel.locator(".lm-CommandPalette-input:visible")
-
-    def opened() -> bool:
-        # JupyterLab reads its keyboard shortcuts after it has shown its page: a first press may be too early.
-        if not search.count():
-            panel.keyboard.press("Control+Shift+c")
-            panel.wait_for_timeout(500)
-        return search.count() > 0
-
-    until(opened, "the command palette")
-    search.fill("Start: Choose a Machine")
-    expect(panel.locator(".lm-CommandPalette-item:visible")).not_to_have_count(0)
-    search.press("Enter")
+    run_from_palette(panel, "Start: Choose a Machine")
     dialog = panel.locator(".jp-Dialog")
     dialog.locator("select").select_option(tiny.name)
     dialog.get_by_role("button", name="Start").click()

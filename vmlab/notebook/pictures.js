@@ -24,7 +24,7 @@ const CSS = `
 .vmlab-pictures .note { color: var(--jp-ui-font-color2, gray) }
 .vmlab-pictures .note:empty { display: none }`;
 
-const TYPING = 'Keys go to the guest; click elsewhere to leave.';
+const TYPING = 'Keys go to the guest; Ctrl+Alt, or a click elsewhere, to leave.';
 
 /** Show them in `host`; `why` says why it is not live. Returns how to end it. */
 export function pictures(model, host, why) {
@@ -169,7 +169,21 @@ export function pictures(model, host, why) {
   }
   const BYTES = { Enter: '\n', Backspace: '\x7f', Tab: '\t', Escape: '\x1b' };
   Object.assign(BYTES, { ArrowUp: '\x1b[A', ArrowDown: '\x1b[B', ArrowRight: '\x1b[C', ArrowLeft: '\x1b[D' });
+  // The left Ctrl and Alt, pressed and let go with no other key between: the way out, as in a live console.
+  const down = new Set();
+  let alone = true;
+  screen.addEventListener('keyup', event => {
+    event.stopPropagation();
+    const chord = alone && down.size === 2 && down.has(event.code);
+    down.delete(event.code);
+    alone ||= down.size === 0;
+    if (chord) {
+      small.focus();
+    }
+  });
   screen.addEventListener('keydown', event => {
+    const modifier = event.code === 'ControlLeft' || event.code === 'AltLeft';
+    modifier ? down.add(event.code) : (alone = false);
     const { key, ctrlKey, altKey, metaKey, shiftKey } = event;
     event.stopPropagation();
     if ((ctrlKey || metaKey) && (key === 'v' || (key === 'c' && !getSelection().isCollapsed))) {
@@ -191,7 +205,11 @@ export function pictures(model, host, why) {
     }
   });
   on('paste', event => input({ type: 'text', text: event.clipboardData.getData('text/plain') }));
-  screen.addEventListener('focus', () => say(TYPING));
+  screen.addEventListener('focus', () => {
+    down.clear();
+    alone = true;
+    say(TYPING);
+  });
   screen.addEventListener('blur', () => say(''));
 
   if (!serial) {

@@ -5,7 +5,7 @@ import { askLine, confirm } from './forms';
 import type { Frame } from './frame';
 import type { MenuItem } from './popup';
 import type { Tool } from './toolbar';
-import { type Api, ApiError, type MachineModel, type SnapshotModel } from './types';
+import { type Api, failure, type MachineModel, type SnapshotModel } from './types';
 
 export class Actions {
   private _model: MachineModel | null = null;
@@ -147,8 +147,8 @@ export class Actions {
         connection.tell({ type: 'machine', state: model.state, doing: model.doing ?? null, pushed: true });
       }
     } catch (error) {
-      const message = error instanceof Error ? error.message : String(error);
-      this._frame.notice(message, error instanceof ApiError ? error.hint : null);
+      const { message, hint } = failure(error);
+      this._frame.notice(message, hint);
       connection.tell({ type: 'machine', state: null, doing: null, pushed: false });
     }
     await connection.ask(true);

@@ -7,12 +7,12 @@ function cookie(name: string): string | null {
 }
 
 interface ErrorBody {
-  error?: { message?: string; hint?: string | null };
+  error?: { type?: string; message?: string; hint?: string | null };
   /** Jupyter's own errors */
   message?: string;
 }
 
-async function failure(answer: Response): Promise<ApiError> {
+async function refused(answer: Response): Promise<ApiError> {
   let body: ErrorBody = {};
   try {
     body = (await answer.json()) as ErrorBody;
@@ -21,14 +21,14 @@ async function failure(answer: Response): Promise<ApiError> {
   }
   if ((answer.status === 401 || answer.status === 403) && !body.error) {
     return new ApiError(
-      answer.status,
       'You are not signed in to this Jupyter server, or may not do this.',
+      answer.status,
       'Reload the page to sign in again.'
     );
   }
   const message =
     body.error?.message ?? body.message ?? `The server answered ${answer.status} ${answer.statusText}.`;
-  return new ApiError(answer.status, message, body.error?.hint ?? null);
+  return new ApiError(message, answer.status, body.error?.hint ?? null, body.error?.type);
 }
 
 /** Actions through the Jupyter server whose base URL this is. */
@@ -55,13 +55,13 @@ export function serverApi(baseUrl: string): Api {
       });
     } catch {
       throw new ApiError(
-        0,
         'The Jupyter server does not answer.',
+        0,
         'Check that it runs and that you are online.'
       );
     }
     if (!answer.ok) {
-      throw await failure(answer);
+      throw await refused(answer);
     }
     return answer.status === 204 ? null : ((await answer.json()) as unknown);
   }
@@ -69,7 +69,6 @@ export function serverApi(baseUrl: string): Api {
   return {
     get: path => call('GET', path),
     post: (path, body = {}) => call('POST', path, body),
-    del: path => call('DELETE', path),
     url
   };
 }

@@ -1,7 +1,6 @@
 /** Does what `link.ts` decides: opens and closes the channel, waits, asks the server, hears events. */
 import { type Happened, initial, type State, step } from './link';
-import type { Api, Events, MachineModel } from './types';
-import { ApiError } from './types';
+import { type Api, type Events, failure, type MachineModel } from './types';
 import { onWake } from './wake';
 
 export interface Channel {
@@ -30,6 +29,9 @@ export class Connection {
   private _channel: Channel | null = null;
   private _timer: ReturnType<typeof setTimeout> | undefined;
   private _asking = false;
+  /** Something has happened since the question that is on its way: its answer will be too old. */
+  private _again = false;
+  private _pushed = false;
   private _disposed = false;
   private readonly _cleanUp: (() => void)[] = [];
 
@@ -62,6 +64,8 @@ export class Connection {
           this._drop(4000);
         }
         this.tell({ type: 'retry' });
+        // Whatever was pushed meanwhile may have been missed.
+        void this.ask(true);
       })
     );
     // After the caller's constructor has ended: `open` may need what it has not set up yet.
@@ -82,6 +86,9 @@ export class Connection {
     if (this._disposed) {
       return;
     }
+    if (happened.type === 'machine' || happened.type === 'failed') {
+      this._again = true;
+    }
     const before = this._state;
     const next = step(before, happened);
     if (next === before) {
@@ -94,20 +101,23 @@ export class Connection {
 
   /** Ask the server how the machine is; `pushed`: it may have changed just now. */
   async ask(pushed = false): Promise<void> {
-    const { api, machine } = this._options;
+    const { api } = this._options;
+    this._again = true;
+    this._pushed ||= pushed;
     if (!api || this._asking || this._disposed) {
       return;
     }
     this._asking = true;
-    try {
-      const model = (await api.get(`machines/${encodeURIComponent(machine)}`)) as MachineModel;
-      this._options.learned?.(model);
-      this.tell({ type: 'machine', state: model.state, doing: model.doing ?? null, pushed });
-    } catch (error) {
-      this.tell({ type: 'failed', status: error instanceof ApiError ? error.status : 0 });
-    } finally {
-      this._asking = false;
+    let tell: () => void;
+    do {
+      this._again = false;
+      tell = await this._answer(api);
+    } while (this._again && !this._disposed);
+    this._asking = false;
+    if (!this._disposed) {
+      tell();
     }
+    this._pushed = false;
   }
 
   dispose(): void {
@@ -115,6 +125,22 @@ export class Connection {
     clearTimeout(this._timer);
     this._cleanUp.forEach(end => end());
     this._close();
+  }
+
+  /** Ask once; what is returned tells the answer. */
+  private async _answer(api: Api): Promise<() => void> {
+    const { machine, learned } = this._options;
+    try {
+      const model = (await api.get(`machines/${encodeURIComponent(machine)}`)) as MachineModel;
+      return () => {
+        const { state, doing = null } = model;
+        learned?.(model);
+        this.tell({ type: 'machine', state, doing, pushed: this._pushed });
+      };
+    } catch (error) {
+      const { status, type } = failure(error);
+      return () => this.tell({ type: 'failed', status, ours: type !== '' });
+    }
   }
 
   private _act(next: State, before: State): void {

@@ -1,4 +1,5 @@
 /** What is said when there is no live screen, and what helps. */
+import { doingText } from './doing';
 import { face, type Face, type State } from './link';
 
 export type Help = 'start' | 'resume' | 'kill' | 'retry';
@@ -7,45 +8,33 @@ export interface Words {
   face: Face;
   title: string;
   detail: string;
+  /** when it is tried again; changes every second, so nobody shall be told each change */
+  countdown: string;
   help: { action: Help; label: string } | null;
 }
 
-const DOING: Record<string, string> = {
-  revert: 'Reverting …',
-  undo: 'Taking back the last revert …',
-  snapshot: 'Taking a snapshot …',
-  fork: 'Forking …',
-  start: 'Starting …',
-  stop: 'Shutting down …',
-  kill: 'Switching off …',
-  pause: 'Pausing …',
-  resume: 'Resuming …',
-  delete: 'Deleting …',
-  rename: 'Renaming …',
-  create: 'Being created …',
-  verify: 'Checking a snapshot …'
-};
-
-/** What is being done to a machine, as a person reads it. */
+/** What is being done to a machine, as a headline. */
 export function doingWords(doing: string): string {
-  return DOING[doing] ?? `Busy (${doing}) …`;
+  const text = doingText(doing);
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+/** Faces that go away by themselves when an attempt succeeds. */
+const COUNTED: ReadonlySet<Face> = new Set(['waiting', 'unreachable', 'hypervisor']);
+
 function again(state: State, now: number): string {
-  if (state.retryAt === null) {
-    return 'Trying again …';
-  }
-  const seconds = Math.ceil((state.retryAt - now) / 1000);
+  const seconds = Math.ceil(((state.retryAt ?? now) - now) / 1000);
   return seconds > 1 ? `Trying again in ${seconds} s.` : 'Trying again …';
 }
 
-/** `can`: whether there is an API to act through. */
+/** `can`: whether the machine can be acted on from here. */
 export function words(state: State, name: string, can: boolean, now: number): Words {
   const shown = face(state);
   const say = (title: string, detail = '', action?: Help, label?: string): Words => ({
     face: shown,
     title,
     detail,
+    countdown: COUNTED.has(shown) ? again(state, now) : '',
     help: action && label && (can || action === 'retry') ? { action, label } : null
   });
   switch (shown) {
@@ -58,7 +47,7 @@ export function words(state: State, name: string, can: boolean, now: number): Wo
     case 'connecting':
       return say('Connecting …');
     case 'waiting':
-      return say('The connection was lost', again(state, now), 'retry', 'Try now');
+      return say('The connection was lost', '', 'retry', 'Try now');
     case 'busy':
       return say(doingWords(state.doing ?? ''));
     case 'off':
@@ -76,9 +65,9 @@ export function words(state: State, name: string, can: boolean, now: number): Wo
       );
     case 'unreachable':
       return navigator.onLine
-        ? say('The server does not answer', again(state, now), 'retry', 'Try now')
+        ? say('The server does not answer', '', 'retry', 'Try now')
         : say('You are offline', 'It comes back by itself when you are online.', 'retry', 'Try now');
     case 'hypervisor':
-      return say('libvirt does not answer', again(state, now), 'retry', 'Try now');
+      return say('libvirt does not answer', '', 'retry', 'Try now');
   }
 }

@@ -70,7 +70,7 @@ export function confirm(
   );
 }
 
-/** Ask for a text to type; `type` does it and can be stopped. */
+/** Ask for a text to type; `type` does it, can be stopped, and returns the characters that it left out. */
 export function askText(
   home: HTMLElement,
   anchor: HTMLElement,
@@ -98,7 +98,7 @@ export function askText(
     if (area.value === '' || go.disabled) {
       return;
     }
-    go.disabled = area.readOnly = true;
+    popup.busy = go.disabled = area.readOnly = true;
     bar.hidden = false;
     note.textContent = 'Typing …';
     cancel.textContent = 'Stop';
@@ -113,7 +113,7 @@ export function askText(
       note.textContent = error instanceof Error ? error.message : String(error);
     }
     bar.hidden = true;
-    go.disabled = area.readOnly = false;
+    popup.busy = go.disabled = area.readOnly = false;
     cancel.textContent = 'Close';
   };
   go.addEventListener('click', () => void run());

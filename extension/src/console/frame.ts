@@ -2,6 +2,7 @@
 import { adoptStyle, h, keepKeys, QUIET } from './dom';
 import { doingWords, type Help, type Words } from './faces';
 import { icon } from './icons';
+import { closePopups } from './popup';
 import type { State } from './link';
 import { Toolbar } from './toolbar';
 
@@ -15,20 +16,18 @@ export class Frame {
   private readonly _overlay = h('div', { class: 'vmlab-console-overlay', hidden: true });
   private readonly _notice = h('div', { class: 'vmlab-console-notice', role: 'alert', hidden: true });
   private readonly _resize: ResizeObserver;
+  /** Outside of what is read out: nobody wants to hear each second. */
+  private readonly _countdown = h('div', { class: 'vmlab-console-detail' });
   private _said = '';
   private _forget: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
     host: HTMLElement,
-    kind: string,
+    private readonly _kind: 'vnc' | 'serial',
     private readonly _name: string,
     resized: () => void
   ) {
-    this.root = h('div', {
-      class: `vmlab-console vmlab-console-${kind}`,
-      role: 'group',
-      'aria-label': `${kind === 'serial' ? 'Serial line' : 'Screen'} of ${_name}`
-    });
+    this.root = h('div', { class: `vmlab-console vmlab-console-${_kind}`, 'data-machine': _name });
     this.toolbar = new Toolbar(this.root, `Console of ${_name}`);
     this.toolbar.title.textContent = _name;
     this.toolbar.title.title = _name;
@@ -45,6 +44,19 @@ export class Frame {
     this._resize.observe(this.stage);
   }
 
+  /** Whether it is a small picture, which as a whole is the button that makes it large again. */
+  set minimised(on: boolean) {
+    const what = `${this._kind === 'serial' ? 'serial line' : 'screen'} of ${this._name}`;
+    this.root.classList.toggle('vmlab-minimised', on);
+    this.root.tabIndex = on ? 0 : -1;
+    this.root.setAttribute('role', on ? 'button' : 'group');
+    this.root.setAttribute(
+      'aria-label',
+      on ? `Restore the ${what}` : what.replace(/^s/, letter => letter.toUpperCase())
+    );
+    this.root.title = on ? `Restore ${this._name}` : '';
+  }
+
   /** Show how things stand: the dot, the bar's status, what lies over the picture. */
   show(state: State, words: Words, status: string, help: (action: Help) => void): void {
     const { dot } = this.toolbar;
@@ -58,7 +70,7 @@ export class Frame {
     if (this.toolbar.status.textContent !== said) {
       this.toolbar.status.textContent = said;
     }
-    const key = JSON.stringify([words.title, words.help]);
+    const key = JSON.stringify([words.title, words.detail, words.help]);
     if (key !== this._said) {
       this._said = key;
       if (this._overlay.contains(document.activeElement)) {
@@ -67,10 +79,7 @@ export class Frame {
       }
       this._fill(words, help);
     }
-    const detail = this._overlay.querySelector('.vmlab-console-detail');
-    if (detail && detail.textContent !== words.detail) {
-      detail.textContent = words.detail;
-    }
+    this._countdown.textContent = words.countdown;
     this._overlay.hidden = words.face === 'live';
   }
 
@@ -99,6 +108,7 @@ export class Frame {
 
   dispose(): void {
     clearTimeout(this._forget);
+    closePopups(popup => this.root.contains(popup.element));
     this._resize.disconnect();
     this.root.remove();
   }
@@ -106,9 +116,14 @@ export class Frame {
   private _fill(words: Words, help: (action: Help) => void): void {
     const box = h(
       'div',
-      { class: 'vmlab-console-box', role: 'status' },
-      h('div', { class: 'vmlab-console-headline' }, words.title),
-      h('div', { class: 'vmlab-console-detail' }, words.detail)
+      { class: 'vmlab-console-box' },
+      h(
+        'div',
+        { role: 'status' },
+        h('div', { class: 'vmlab-console-headline' }, words.title),
+        h('div', { class: 'vmlab-console-detail' }, words.detail)
+      ),
+      this._countdown
     );
     if (words.help) {
       const { action, label } = words.help;

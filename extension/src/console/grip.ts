@@ -1,7 +1,7 @@
 /**
  * Who has the keyboard and the mouse: the page, or the guest.
  *
- * A console takes them when it is clicked (or by Enter on it), and gives them back when something else is clicked, or
+ * A console takes them when its handle is clicked (or by Enter on that), and gives them back when something else is clicked, or
  * when the left Ctrl and Alt are pressed and let go with no other key between. Desktop VM managers use the same chord; a
  * guest notices nothing of it, and Ctrl+Alt+F1, Ctrl+Alt+Del and AltGr are others. Escape belongs to the guest.
  */
@@ -13,8 +13,8 @@ export interface GripOptions {
   root: HTMLElement;
   /** where the guest's keys arrive; also takes the focus while the screen is away */
   stage: HTMLElement;
-  /** what lies over the screen until it is clicked */
-  shield: HTMLElement;
+  /** what is clicked to work in the guest; Tab gets to it, and it has the focus after the chord */
+  handle: HTMLElement;
   changed(held: boolean): void;
 }
 
@@ -26,10 +26,14 @@ export class Grip {
 
   constructor(options: GripOptions) {
     this._options = options;
-    const { shield, stage } = options;
-    shield.addEventListener('click', () => this.take());
-    shield.addEventListener('keydown', event => {
-      if (event.key === 'Enter' || event.key === ' ') {
+    const { handle, stage } = options;
+    handle.addEventListener('click', event => {
+      if (event.target === handle) {
+        this.take();
+      }
+    });
+    handle.addEventListener('keydown', event => {
+      if (event.target === handle && (event.key === 'Enter' || event.key === ' ')) {
         event.preventDefault();
         this.take();
       }
@@ -82,9 +86,8 @@ export class Grip {
       this._alone = true;
     }
     if (chord && this._held) {
-      const { shield } = this._options;
       this.release();
-      shield.focus({ preventScroll: true });
+      this._options.handle.focus({ preventScroll: true });
     }
   };
 

@@ -6,11 +6,11 @@
  */
 import type * as Main from './main';
 
-export type { Api, ConsoleOptions, Events, LabEvent, MachineModel, Mode, SnapshotModel } from './types';
+export type { Api, ConsoleOptions, Events, LabEvent, Look, MachineModel, Mode, SnapshotModel } from './types';
 
 const page = globalThis as unknown as Record<symbol, Promise<typeof Main> | undefined>;
 const main = await (page[Symbol.for('vmlab.console')] ??= import('./main'));
 
-export const { ConsoleView, SerialView, ApiError, serverApi, serverEvents } = main;
+export const { ConsoleView, SerialView, serverApi, serverEvents } = main;
 export type ConsoleView = Main.ConsoleView;
 export type SerialView = Main.SerialView;

@@ -39,8 +39,8 @@ export type Happened =
   | { type: 'retry' }
   /** `pushed`: it has just changed; otherwise: it is so, we asked */
   | { type: 'machine'; state: string | null; doing: string | null; pushed: boolean }
-  /** a request failed; status 0: no answer */
-  | { type: 'failed'; status: number };
+  /** a request failed; status 0: no answer; `ours`: vmlab's server itself said so, and no proxy before it */
+  | { type: 'failed'; status: number; ours?: boolean };
 
 export type Face =
   | 'live'
@@ -79,7 +79,7 @@ export function initial(options: { wanted: boolean; told: boolean }): State {
 }
 
 /** Whether a machine in this state has a screen. Unknown counts as yes: the server will say. */
-function runs(state: string | null): boolean {
+export function runs(state: string | null): boolean {
   return state === null || state === 'running' || state === 'paused' || state === 'crashed';
 }
 
@@ -179,7 +179,9 @@ export function step(state: State, happened: Happened): State {
         case 404:
           return settled({ ...state, problem: 'gone' });
         default:
-          return state.link === 'connected' ? state : { ...state, problem: 'unreachable' };
+          return state.link === 'connected'
+            ? state
+            : { ...state, problem: happened.ours && happened.status >= 500 ? 'hypervisor' : 'unreachable' };
       }
   }
 }

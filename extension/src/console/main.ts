@@ -1,6 +1,5 @@
 /** All that a page can use; evaluated once in a page, see `index.ts`. */
 export { serverApi } from './api';
 export { serverEvents } from './events';
-export { ApiError } from './types';
 export { ConsoleView } from './view';
 export { SerialView } from './serial';

@@ -16,7 +16,5 @@ declare module '@novnc/novnc' {
     disconnect(): void;
     sendKey(keysym: number, code: string | null, down?: boolean): void;
     focus(options?: FocusOptions): void;
-    blur(): void;
-    toDataURL(type?: string, quality?: number): string;
   }
 }

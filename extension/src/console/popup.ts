@@ -16,11 +16,13 @@ export interface MenuItem {
   items?: () => Promise<MenuItem[]> | MenuItem[];
 }
 
-/** Closes the one that is open. */
-let closeOpen: (() => void) | null = null;
+/** Those that are open: one, and those in which something goes on. */
+const open = new Set<Popup>();
 
 export class Popup {
   readonly element: HTMLDivElement;
+  /** Something goes on in it: it stays until it is closed by what is in it. */
+  busy = false;
   private readonly _anchor: HTMLElement;
   private readonly _before: Element | null;
   private readonly _closed: (() => void) | undefined;
@@ -30,14 +32,15 @@ export class Popup {
    * `closed` is called when it has closed, with the focus back where it was.
    */
   constructor(home: HTMLElement, anchor: HTMLElement, label: string, closed?: () => void) {
-    closeOpen?.();
-    closeOpen = this._close;
+    closePopups(popup => !popup.busy);
+    open.add(this);
     this._anchor = anchor;
     this._before = document.activeElement;
     this._closed = closed;
     this.element = h('div', {
       class: 'vmlab-console-popup',
       popover: 'manual',
+      role: 'dialog',
       'aria-label': label,
       ...QUIET
     });
@@ -53,7 +56,7 @@ export class Popup {
     // Not all browsers know popovers; without, it lies above its surroundings by its z-index.
     this.element.showPopover?.();
     document.addEventListener('pointerdown', this._outside, true);
-    window.addEventListener('resize', this._close);
+    window.addEventListener('resize', this._place);
     window.addEventListener('scroll', this._scrolled, true);
   }
 
@@ -68,12 +71,11 @@ export class Popup {
   }
 
   close(): void {
-    if (closeOpen !== this._close) {
+    if (!open.delete(this)) {
       return;
     }
-    closeOpen = null;
     document.removeEventListener('pointerdown', this._outside, true);
-    window.removeEventListener('resize', this._close);
+    window.removeEventListener('resize', this._place);
     window.removeEventListener('scroll', this._scrolled, true);
     const hadFocus = this.element.contains(document.activeElement);
     this._anchor.setAttribute('aria-expanded', 'false');
@@ -90,7 +92,7 @@ export class Popup {
     return this.element;
   }
 
-  private _place(): void {
+  private readonly _place = (): void => {
     const at = this._anchor.getBoundingClientRect();
     const own = this.element.getBoundingClientRect();
     const below = at.bottom + 2;
@@ -98,9 +100,7 @@ export class Popup {
     const left = Math.max(4, Math.min(at.left, window.innerWidth - own.width - 4));
     this.element.style.top = `${top}px`;
     this.element.style.left = `${left}px`;
-  }
-
-  private readonly _close = (): void => this.close();
+  };
 
   private readonly _scrolled = (event: Event): void => {
     if (!(event.target instanceof Node && this.element.contains(event.target))) {
@@ -110,19 +110,27 @@ export class Popup {
 
   private readonly _outside = (event: Event): void => {
     const path = event.composedPath();
-    if (!path.includes(this.element) && !path.includes(this._anchor)) {
+    if (!this.busy && !path.includes(this.element) && !path.includes(this._anchor)) {
       this.close();
     }
   };
+
+  /** Whether it has opened below `anchor`. */
+  isBelow(anchor: HTMLElement): boolean {
+    return this._anchor === anchor;
+  }
+}
+
+/** Close those of which this is true. */
+export function closePopups(which: (popup: Popup) => boolean): void {
+  [...open].filter(which).forEach(popup => popup.close());
 }
 
 /** Whether a popup is open below `anchor`; closes it if so. A second click on a button closes its menu. */
 export function closedAgain(anchor: HTMLElement): boolean {
-  if (anchor.getAttribute('aria-expanded') === 'true') {
-    closeOpen?.();
-    return true;
-  }
-  return false;
+  const expanded = anchor.getAttribute('aria-expanded') === 'true';
+  closePopups(popup => expanded && !popup.busy && popup.isBelow(anchor));
+  return expanded;
 }
 
 /** Open a menu; resolved when it is shown. */

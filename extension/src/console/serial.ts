@@ -2,147 +2,91 @@
 import { FitAddon } from '@xterm/addon-fit';
 import { type ITheme, Terminal } from '@xterm/xterm';
 import xtermCss from '@xterm/xterm/css/xterm.css';
-import { Actions } from './actions';
-import { type Channel, type ChannelEvents, Connection } from './connection';
+import { View } from './base';
+import type { Channel, ChannelEvents } from './connection';
 import { h } from './dom';
-import { words } from './faces';
-import { Frame } from './frame';
-import { face } from './link';
+import { RELEASE } from './grip';
+import type { Face } from './link';
 import { openMenu } from './popup';
-import { watchSeen } from './seen';
 import type { Tool } from './toolbar';
 import type { ConsoleOptions } from './types';
 
 const SCROLLBACK_LINES = 5000;
 
-export type SerialOptions = Pick<
-  ConsoleOptions,
-  'machine' | 'baseUrl' | 'api' | 'events' | 'wsUrl' | 'readOnly' | 'popOut' | 'actions' | 'changed'
->;
-
-export class SerialView {
-  private readonly _frame: Frame;
+export class SerialView extends View {
+  private readonly _screen = h('div', { class: 'vmlab-console-terminal' });
   private readonly _terminal: Terminal;
   private readonly _fit = new FitAddon();
-  private readonly _connection: Connection;
-  private readonly _actions: Actions | null;
-  private readonly _unwatch: () => void;
   private readonly _theme: MutationObserver;
   private _socket: WebSocket | null = null;
-  private _readOnly: boolean;
-  private _ticking: ReturnType<typeof setInterval> | undefined;
-  private _disposed = false;
+  private _replaying = false;
+  /** Of the terminal, in px of the page, when it was not minimised. */
+  private _size = { width: 720, height: 400 };
 
-  constructor(
-    host: HTMLElement,
-    private readonly _options: SerialOptions
-  ) {
-    const { machine, api, events } = _options;
-    this._readOnly = _options.readOnly ?? false;
-    this._frame = new Frame(host, 'serial', machine, () => this._layout());
+  constructor(host: HTMLElement, options: ConsoleOptions) {
+    super(host, 'serial', options);
     const { root, stage } = this._frame;
     adoptXterm(root);
-    const screen = h('div', { class: 'vmlab-console-terminal' });
-    stage.prepend(screen);
+    stage.prepend(this._screen);
     this._terminal = new Terminal({
       scrollback: SCROLLBACK_LINES,
       cursorBlink: false,
       fontSize: 13,
       // The guest's own line ends are kept; most consoles send both characters.
       convertEol: false,
-      disableStdin: this._readOnly,
+      // What guests write in bright colours is for a black ground.
+      minimumContrastRatio: 4.5,
       theme: themeOf(root),
       fontFamily: fontOf(root)
     });
     this._terminal.loadAddon(this._fit);
-    this._terminal.open(screen);
-    this._terminal.textarea?.setAttribute('data-lm-suppress-shortcuts', 'true');
-    this._terminal.textarea?.setAttribute('aria-label', `Serial line of ${machine}`);
+    this._terminal.open(this._screen);
+    const { textarea } = this._terminal;
+    textarea?.setAttribute('data-lm-suppress-shortcuts', 'true');
+    textarea?.setAttribute('aria-label', `Serial line of ${options.machine}`);
+    // A terminal keeps Tab: who comes by Tab gets to the stage, and by Enter into the terminal. (A browser lets Tab get
+    // to whatever can be scrolled, too.)
+    for (const element of [textarea, this._screen.querySelector('.xterm-viewport')]) {
+      element?.setAttribute('tabindex', '-1');
+    }
+    textarea?.addEventListener('focus', () => this._take());
     this._terminal.attachCustomKeyEventHandler(event => this._key(event));
     this._terminal.onData(data => this._send(data));
     this._terminal.onSelectionChange(() => this._update());
-    screen.addEventListener('contextmenu', event => this._contextMenu(event));
-    this._actions =
-      api && _options.actions !== false
-        ? new Actions(api, machine, this._frame, () => this._connection)
-        : null;
-    this._connection = new Connection({
-      machine,
-      api,
-      events,
-      wanted: true,
-      open: channel => this._open(channel),
-      changed: () => this._update(),
-      learned: model => {
-        this._actions?.update(model);
-        this._update();
-      }
-    });
-    this._unwatch = watchSeen(root, seen => this._connection.tell({ type: 'wanted', wanted: seen }));
+    this._screen.addEventListener('contextmenu', event => this._contextMenu(event));
     // JupyterLab changes its theme by attributes of the body and by another style sheet, which loads a little later.
     this._theme = new MutationObserver(() => setTimeout(() => this._repaint(), 200));
     this._theme.observe(document.body, {
       attributes: true,
       attributeFilter: ['data-jp-theme-name', 'data-jp-theme-light']
     });
-    this._update();
-    this._layout();
+    this._begin(stage);
   }
 
-  get readOnly(): boolean {
-    return this._readOnly;
-  }
-
-  set readOnly(readOnly: boolean) {
-    if (readOnly !== this._readOnly) {
-      this._readOnly = readOnly;
-      this._terminal.options.disableStdin = readOnly;
-      this._update();
-      this._options.changed?.({ readOnly });
-    }
-  }
-
-  focus(): void {
-    this._terminal.focus();
-  }
-
-  dispose(): void {
-    if (this._disposed) {
-      return;
-    }
-    this._disposed = true;
-    clearInterval(this._ticking);
-    this._unwatch();
+  override dispose(): void {
     this._theme.disconnect();
-    this._connection.dispose();
+    super.dispose();
     this._terminal.dispose();
-    this._frame.dispose();
   }
 
-  private get _url(): string {
-    if (this._options.wsUrl !== undefined) {
-      return new URL(this._options.wsUrl, location.href).href;
-    }
-    const { baseUrl, machine } = this._options;
-    const url = new URL(`${baseUrl}vmlab/consoles/${encodeURIComponent(machine)}/serial`, location.href);
-    url.protocol = url.protocol.replace('http', 'ws');
-    return url.href;
-  }
-
-  private _open(channel: ChannelEvents): Channel {
+  protected override _open(channel: ChannelEvents): Channel {
     const socket = new WebSocket(this._url, ['binary']);
     socket.binaryType = 'arraybuffer';
     this._socket = socket;
     let first = true;
     socket.addEventListener('open', () => channel.opened());
     socket.addEventListener('message', event => {
+      const { data } = event as MessageEvent<ArrayBuffer | string>;
+      const text = typeof data === 'string' ? data : new Uint8Array(data);
       if (first) {
         // It begins with the end of the log, so what is there already would be there twice.
         first = false;
         this._terminal.reset();
+        this._replaying = true;
+        this._terminal.write(text, () => (this._replaying = false));
+      } else {
+        this._terminal.write(text);
       }
-      const { data } = event as MessageEvent<ArrayBuffer | string>;
-      this._terminal.write(typeof data === 'string' ? data : new Uint8Array(data));
     });
     socket.addEventListener('close', event => channel.closed(event.code));
     return {
@@ -156,7 +100,9 @@ export class SerialView {
   }
 
   private _send(data: string): void {
-    if (!this._readOnly && this._socket?.readyState === WebSocket.OPEN) {
+    // A shell asks its terminal where the cursor is, and the terminal answers as if somebody typed: what is in the log
+    // was answered long ago, and of many who look at a line only the one who works in it may answer.
+    if (this._held && !this._replaying && this._socket?.readyState === WebSocket.OPEN) {
       this._socket.send(new TextEncoder().encode(data));
     }
   }
@@ -167,6 +113,9 @@ export class SerialView {
   private _key(event: KeyboardEvent): boolean {
     if (event.type !== 'keydown') {
       return true;
+    }
+    if (event.key === 'Tab' && (this.readOnly || this._socket?.readyState !== WebSocket.OPEN)) {
+      return false; // to the next thing on the page
     }
     const key = event.key.toLowerCase();
     const main = event.ctrlKey || event.metaKey;
@@ -203,7 +152,9 @@ export class SerialView {
 
   private async _paste(): Promise<void> {
     try {
-      this._terminal.paste(await navigator.clipboard.readText());
+      const text = await navigator.clipboard.readText();
+      this._take();
+      this._terminal.paste(text);
     } catch {
       this._frame.notice(
         'The browser does not let the page read the clipboard.',
@@ -234,7 +185,7 @@ export class SerialView {
           disabled: !this._terminal.hasSelection(),
           run: () => void this._copy()
         },
-        { label: 'Paste', note: 'Ctrl+Shift+V', disabled: this._readOnly, run: () => void this._paste() },
+        { label: 'Paste', note: 'Ctrl+Shift+V', disabled: this.readOnly, run: () => void this._paste() },
         { label: 'Select all', separated: true, run: () => this._terminal.selectAll() },
         { label: 'Clear', run: () => this._terminal.clear() }
       ],
@@ -244,9 +195,32 @@ export class SerialView {
 
   // -- how it looks ----------------------------------------------------------------------------------------------
 
-  private _layout(): void {
+  protected override _gave(held: boolean): void {
+    if (held) {
+      this._terminal.focus();
+    } else {
+      this._terminal.blur();
+    }
+  }
+
+  protected override _layout(): void {
+    const { stage } = this._frame;
+    const { clientWidth: width, clientHeight: height } = stage;
     // Out of sight it has no size, and the terminal must not be made one of two columns.
-    if (!this._disposed && this._frame.stage.clientWidth > 0) {
+    if (this._disposed || width === 0) {
+      return;
+    }
+    const { style } = this._screen;
+    if (this.minimised) {
+      // As it was, but small.
+      style.width = `${this._size.width}px`;
+      style.height = `${this._size.height}px`;
+      style.transform = `scale(${width / this._size.width})`;
+    } else {
+      style.cssText = '';
+      this._size = { width, height };
+      stage.style.setProperty('--vmlab-width', String(width));
+      stage.style.setProperty('--vmlab-height', String(height));
       this._fit.fit();
     }
   }
@@ -257,35 +231,25 @@ export class SerialView {
     }
   }
 
-  private _update(): void {
-    if (this._disposed) {
-      return;
-    }
-    const { state } = this._connection;
-    const said = words(state, this._options.machine, this._options.api !== undefined, Date.now());
-    this._frame.show(state, said, this._readOnly ? 'view only' : '', action => {
-      if (this._actions) {
-        this._actions.help(action);
-      } else {
-        this._connection.tell({ type: 'retry' });
-      }
-    });
-    this._frame.toolbar.update(this._tools());
-    if (said.face === 'live' && document.activeElement === this._frame.stage) {
+  protected override _paint(face: Face): void {
+    const { machine } = this._options;
+    const { stage } = this._frame;
+    this._terminal.options.disableStdin = this.readOnly;
+    stage.tabIndex = this._held || this.minimised ? -1 : 0;
+    stage.setAttribute('role', 'group');
+    stage.setAttribute(
+      'aria-label',
+      this.readOnly
+        ? `Serial line of ${machine}, view only`
+        : `Serial line of ${machine}; Enter to type in it, ${RELEASE} gives the keyboard back`
+    );
+    if (this._held && face === 'live' && document.activeElement === stage) {
       this._terminal.focus();
-    }
-    const counting = state.retryAt !== null && ['waiting', 'unreachable', 'hypervisor'].includes(face(state));
-    if (counting && this._ticking === undefined) {
-      this._ticking = setInterval(() => this._update(), 1000);
-    } else if (!counting) {
-      clearInterval(this._ticking);
-      this._ticking = undefined;
     }
   }
 
-  private _tools(): Tool[] {
+  protected override _ownTools(): Tool[] {
     return [
-      ...(this._actions && !this._readOnly ? this._actions.tools() : []),
       {
         id: 'copy',
         label: 'Copy the selection (Ctrl+Shift+C)',
@@ -299,24 +263,8 @@ export class SerialView {
         label: 'Paste (Ctrl+Shift+V)',
         icon: 'type',
         rank: 6,
-        disabled: this._readOnly,
+        disabled: this.readOnly,
         run: () => void this._paste()
-      },
-      {
-        id: 'lock',
-        label: 'View only',
-        icon: this._readOnly ? 'lock' : 'unlock',
-        rank: 12,
-        on: this._readOnly,
-        run: () => (this.readOnly = !this._readOnly)
-      },
-      {
-        id: 'popout',
-        label: 'Open in a tab of its own',
-        icon: 'popOut',
-        rank: 11,
-        hidden: this._options.popOut === undefined,
-        run: () => this._options.popOut?.()
       }
     ];
   }

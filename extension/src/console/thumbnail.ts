@@ -1,11 +1,11 @@
-/** The small picture of a minimised console: the last one, and a new one now and then. */
+/** The small picture of a minimised console: the last one, and a new one when the machine has changed. */
 import type { Api } from './types';
 
-const EVERY_MS = 15_000;
 const WIDTH = 320;
 
 export class Thumbnail {
-  private _timer: ReturnType<typeof setInterval> | undefined;
+  private _stale = true;
+  private _shown = false;
 
   constructor(
     private readonly _canvas: HTMLCanvasElement,
@@ -13,25 +13,25 @@ export class Thumbnail {
     private readonly _api: Api | undefined
   ) {}
 
-  /** Begin to refresh it, or stop. */
-  refresh(on: boolean): void {
-    if (!on || !this._api) {
-      this.dispose();
-    } else if (this._timer === undefined) {
-      this._timer = setInterval(() => this._load(), EVERY_MS);
-      this._load();
+  /** Whether the picture is an old one, or there is none. */
+  set stale(stale: boolean) {
+    this._stale = stale;
+  }
+
+  /** It is looked at, or not any more; `possible`: the machine has a screen. */
+  show(shown: boolean, possible: boolean): void {
+    this._shown = shown;
+    if (shown && possible && this._stale && this._api) {
+      this._stale = false;
+      const path = `machines/${encodeURIComponent(this._machine)}/screen.png?width=${WIDTH}&t=${Date.now()}`;
+      this._load(this._api.url(path));
     }
   }
 
-  dispose(): void {
-    clearInterval(this._timer);
-    this._timer = undefined;
-  }
-
-  private _load(): void {
+  private _load(url: string): void {
     const picture = new Image();
     picture.addEventListener('load', () => {
-      if (this._timer !== undefined) {
+      if (this._shown) {
         const { naturalWidth: width, naturalHeight: height } = picture;
         this._canvas.width = width;
         this._canvas.height = height;
@@ -39,9 +39,6 @@ export class Thumbnail {
         this._canvas.hidden = false;
       }
     });
-    picture.src =
-      this._api?.url(
-        `machines/${encodeURIComponent(this._machine)}/screen.png?width=${WIDTH}&t=${Date.now()}`
-      ) ?? '';
+    picture.src = url;
   }
 }

@@ -20,11 +20,10 @@ export interface SnapshotModel {
   kind?: string;
 }
 
-/** Actions on machines. Paths are relative to `{base}vmlab/api/`. All methods throw `ApiError`. */
+/** Actions on machines. Paths are relative to `{base}vmlab/api/`. What they throw has the fields of `Failure`. */
 export interface Api {
   get(path: string): Promise<unknown>;
   post(path: string, body?: unknown): Promise<unknown>;
-  del(path: string): Promise<unknown>;
   /** The URL of a path, for pictures. */
   url(path: string): string;
 }
@@ -48,7 +47,16 @@ export interface Events {
 /** `fit`: the screen is as large as there is room for; `actual`: one pixel of the guest is one of the page. */
 export type Mode = 'fit' | 'actual';
 
-export interface ConsoleOptions {
+/** How a console is shown. */
+export interface Look {
+  /** of a screen */
+  mode?: Mode;
+  readOnly: boolean;
+  minimised: boolean;
+}
+
+/** `mode`, `readOnly` and `minimised` are how it begins. */
+export interface ConsoleOptions extends Partial<Look> {
   /** The machine's name. */
   machine: string;
   /** The Jupyter server's base URL; ends with `/`. */
@@ -59,24 +67,39 @@ export interface ConsoleOptions {
   events?: Events;
   /** The whole WebSocket URL, where it is not the Jupyter server's (the stand-alone gateway). */
   wsUrl?: string;
-  mode?: Mode;
-  readOnly?: boolean;
-  minimised?: boolean;
   /** Offered in the toolbar when given: show the same console somewhere else. */
   popOut?: () => void;
-  /** `false` hides the toolbar's actions on the machine (snapshot, revert, power). */
-  actions?: boolean;
   /** Called when a person changes what the options say. */
-  changed?: (change: { mode?: Mode; readOnly?: boolean; minimised?: boolean }) => void;
+  changed?: (change: Partial<Look>) => void;
 }
 
 /** A request that failed: what happened, and what to do about it. */
-export class ApiError extends Error {
+export interface Failure {
+  message: string;
+  /** the HTTP status; 0 when the server could not be reached */
+  status: number;
+  hint: string | null;
+  /** the exception's name on vmlab's server; empty if it was not that which answered */
+  type: string;
+}
+
+/** What is known of an error. By its fields: JupyterLab's extension, another bundle, throws errors of its own class. */
+export function failure(error: unknown): Failure {
+  const { status, hint, type } = Object(error) as Partial<Failure>;
+  return {
+    message: error instanceof Error ? error.message : String(error),
+    status: status ?? 0,
+    hint: hint ?? null,
+    type: type ?? ''
+  };
+}
+
+export class ApiError extends Error implements Failure {
   constructor(
-    /** the HTTP status; 0 when the server could not be reached */
-    readonly status: number,
     message: string,
-    readonly hint: string | null = null
+    readonly status: number,
+    readonly hint: string | null = null,
+    readonly type: string = ''
   ) {
     super(message);
     this.name = 'ApiError';

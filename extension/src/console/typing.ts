@@ -22,15 +22,17 @@ export function serverTypist(api: Api, machine: string): Typist {
 /** QEMU's keyboard forgets keys that come faster than the guest reads them: ms between two characters. */
 const PACE_MS = 25;
 
-/** Over the VNC connection, where there is no server. */
-export function vncTypist(send: (keys: readonly Key[]) => void): Typist {
+/** Over the VNC connection, where there is no server; `send` returns whether it could. */
+export function vncTypist(send: (keys: readonly Key[]) => boolean): Typist {
   return {
     piece: 1,
     type: async text => {
       for (const character of text) {
         const keys = keysOf(character);
         if (keys) {
-          send(keys);
+          if (!send(keys)) {
+            throw new Error('The console has lost its connection, or is for viewing only.');
+          }
           await new Promise(resolve => setTimeout(resolve, PACE_MS));
         }
       }
@@ -39,7 +41,7 @@ export function vncTypist(send: (keys: readonly Key[]) => void): Typist {
 }
 
 /**
- * Type a text; returns the characters that no key gives and that were left out.
+ * Type a text; returns how much of it was typed, and the characters that no key gives and that were left out.
  *
  * `progress` is told the part done, from 0 to 1; `signal` stops it between two pieces.
  */
@@ -48,11 +50,14 @@ export async function typeText(
   typist: Typist,
   progress: (fraction: number) => void,
   signal: AbortSignal
-): Promise<string[]> {
+): Promise<{ typed: number; total: number; left: string[] }> {
   const { text: kept, left } = typeable(text);
-  for (let at = 0; at < kept.length && !signal.aborted; at += typist.piece) {
-    await typist.type(kept.slice(at, at + typist.piece));
-    progress(Math.min(1, (at + typist.piece) / kept.length));
+  const total = kept.length;
+  let typed = 0;
+  while (typed < total && !signal.aborted) {
+    await typist.type(kept.slice(typed, typed + typist.piece));
+    typed = Math.min(total, typed + typist.piece);
+    progress(typed / total);
   }
-  return left;
+  return { typed, total, left };
 }

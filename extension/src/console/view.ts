@@ -1,45 +1,30 @@
 /** The live screen of a machine. */
-import { Actions } from './actions';
-import { type Channel, type ChannelEvents, Connection } from './connection';
+import { View } from './base';
+import type { Channel, ChannelEvents } from './connection';
 import { h, QUIET } from './dom';
-import { words } from './faces';
 import { askText } from './forms';
-import { Frame } from './frame';
-import { Grip, RELEASE } from './grip';
+import { RELEASE } from './grip';
 import { CHORDS, chord, type Key } from './keys';
-import { face } from './link';
+import { runs } from './link';
 import { Screen } from './rfb';
-import { watchSeen } from './seen';
 import { Thumbnail } from './thumbnail';
 import { serverTypist, typeText, vncTypist } from './typing';
 import type { Tool } from './toolbar';
-import type { ConsoleOptions, Mode } from './types';
+import type { ConsoleOptions, Look, Mode } from './types';
 
 /** What is assumed of a screen until it has been seen. */
 const TEXT_SCREEN = { width: 720, height: 400 };
 /** A resolution that lasts this long, in ms, changes the page. */
 const PLACE_MS = 2000;
 
-export class ConsoleView {
-  private readonly _frame: Frame;
-  private readonly _connection: Connection;
-  private readonly _actions: Actions | null;
-  private readonly _grip: Grip;
+export class ConsoleView extends View {
   private readonly _thumbnail: Thumbnail;
-  private readonly _unwatch: () => void;
   private _screen: Screen | null = null;
   private _size = TEXT_SCREEN;
   /** The screen that its place on the page has the shape of; see `_resized`. */
   private _place: typeof TEXT_SCREEN | null = null;
   private _placing: ReturnType<typeof setTimeout> | undefined;
   private _mode: Mode;
-  private _readOnly: boolean;
-  private _minimised: boolean;
-  private _seen = true;
-  /** pieces of text on their way: the connection must stay */
-  private _typing = 0;
-  private _ticking: ReturnType<typeof setInterval> | undefined;
-  private _disposed = false;
 
   /** The last picture. It lies over the screen until the next connection has one. */
   private readonly _still = h('canvas', {
@@ -63,48 +48,20 @@ export class ConsoleView {
   );
   private readonly _scroller = h('div', { class: 'vmlab-console-scroller' }, this._picture);
 
-  constructor(
-    host: HTMLElement,
-    private readonly _options: ConsoleOptions
-  ) {
-    const { machine, api, events } = _options;
-    this._mode = _options.mode ?? 'fit';
-    this._readOnly = _options.readOnly ?? false;
-    this._minimised = _options.minimised ?? false;
-    this._frame = new Frame(host, 'vnc', machine, () => this._layout());
-    const { root, stage } = this._frame;
+  constructor(host: HTMLElement, options: ConsoleOptions) {
+    super(host, 'vnc', options);
+    this._mode = options.mode ?? 'fit';
+    this._thumbnail = new Thumbnail(this._still, options.machine, options.api);
+    const { stage } = this._frame;
     stage.prepend(this._scroller);
-    this._actions =
-      api && _options.actions !== false
-        ? new Actions(api, machine, this._frame, () => this._connection)
-        : null;
-    this._connection = new Connection({
-      machine,
-      api,
-      events,
-      wanted: !this._minimised,
-      open: channel => this._open(channel),
-      changed: () => this._update(),
-      learned: model => {
-        this._actions?.update(model);
-        this._update();
-      }
-    });
-    this._grip = new Grip({ root, stage, shield: this._shield, changed: held => this._gripped(held) });
-    this._thumbnail = new Thumbnail(this._still, machine, api);
-    this._unwatch = watchSeen(root, seen => {
-      this._seen = seen;
-      this._want();
-    });
     // A click in a tab of JupyterLab activates the tab first, which takes the shield away from under the mouse; the
     // browser then gives the focus to the stage.
     stage.addEventListener('focus', () => this._refocus());
-    root.addEventListener('click', this._restore);
-    root.addEventListener('keydown', this._restoreByKey);
-    document.addEventListener('fullscreenchange', this._fullScreenChanged);
-    this._want();
-    this._update();
-    this._layout();
+    this._begin(this._shield);
+  }
+
+  override get look(): Look {
+    return { ...super.look, mode: this._mode };
   }
 
   get mode(): Mode {
@@ -120,72 +77,15 @@ export class ConsoleView {
     }
   }
 
-  get readOnly(): boolean {
-    return this._readOnly;
-  }
-
-  set readOnly(readOnly: boolean) {
-    if (readOnly !== this._readOnly) {
-      this._readOnly = readOnly;
-      if (readOnly) {
-        this._grip.release();
-      }
-      this._update();
-      this._options.changed?.({ readOnly });
-    }
-  }
-
-  get minimised(): boolean {
-    return this._minimised;
-  }
-
-  set minimised(minimised: boolean) {
-    if (minimised !== this._minimised) {
-      this._minimised = minimised;
-      this._grip.release();
-      this._want();
-      this._update();
-      this._layout();
-      this._options.changed?.({ minimised });
-    }
-  }
-
-  /** Give the guest keyboard and mouse, as a click does. */
-  focus(): void {
-    if (!this._readOnly && !this._minimised) {
-      this._grip.take();
-    }
-  }
-
-  /** End the connection and take everything out of the page. */
-  dispose(): void {
-    if (this._disposed) {
-      return;
-    }
-    this._disposed = true;
-    clearInterval(this._ticking);
+  override dispose(): void {
     clearTimeout(this._placing);
-    this._unwatch();
-    this._grip.dispose();
-    this._thumbnail.dispose();
-    this._connection.dispose();
-    document.removeEventListener('fullscreenchange', this._fullScreenChanged);
-    this._frame.dispose();
+    this._thumbnail.show(false, false);
+    super.dispose();
   }
 
   // -- the connection --------------------------------------------------------------------------------------------
 
-  private get _url(): string {
-    if (this._options.wsUrl !== undefined) {
-      return new URL(this._options.wsUrl, location.href).href;
-    }
-    const { baseUrl, machine } = this._options;
-    const url = new URL(`${baseUrl}vmlab/consoles/${encodeURIComponent(machine)}/vnc`, location.href);
-    url.protocol = url.protocol.replace('http', 'ws');
-    return url.href;
-  }
-
-  private _open(channel: ChannelEvents): Channel {
+  protected override _open(channel: ChannelEvents): Channel {
     const screen = new Screen(this._target, this._url, {
       opened: channel.opened,
       painted: () => {
@@ -201,11 +101,7 @@ export class ConsoleView {
     });
     this._screen = screen;
     screen.canvas.setAttribute('aria-label', `Screen of ${this._options.machine}`);
-    screen.canvas.addEventListener('focus', () => {
-      if (!this._readOnly) {
-        this._grip.take();
-      }
-    });
+    screen.canvas.addEventListener('focus', () => this._take());
     screen.canvas.addEventListener('blur', () => screen.releaseKeys());
     this._grant();
     return {
@@ -224,6 +120,7 @@ export class ConsoleView {
     this._screen = null;
     if (screen.copyTo(this._still)) {
       this._still.hidden = false;
+      this._thumbnail.stale = false;
     }
     if (document.activeElement === screen.canvas) {
       this._frame.stage.focus({ preventScroll: true });
@@ -231,24 +128,18 @@ export class ConsoleView {
   }
 
   private _refocus(): void {
-    if (this._grip.held && this._screen?.painted && document.activeElement === this._frame.stage) {
+    if (this._held && this._screen?.painted && document.activeElement === this._frame.stage) {
       this._screen.focus();
     }
   }
 
-  private _want(): void {
-    const wanted = (this._seen || this._typing > 0) && !this._minimised;
-    this._connection.tell({ type: 'wanted', wanted });
-    this._thumbnail.refresh(this._minimised && this._seen);
+  protected override _learned(): void {
+    this._thumbnail.stale = true;
   }
 
   // -- keyboard and mouse ----------------------------------------------------------------------------------------
 
-  private _gripped(held: boolean): void {
-    if (held && this._readOnly) {
-      this._grip.release();
-      return;
-    }
+  protected override _gave(held: boolean): void {
     this._grant();
     if (held) {
       if (this._screen) {
@@ -259,20 +150,19 @@ export class ConsoleView {
     } else if (this._screen && document.activeElement === this._screen.canvas) {
       this._screen.canvas.blur();
     }
-    this._update();
   }
 
   private _grant(): void {
     if (this._screen) {
-      this._screen.viewOnly = !(this._grip.held || this._typing > 0) || this._readOnly;
+      this._screen.viewOnly = !(this._held || this._needed > 0) || this.readOnly;
     }
   }
 
-  /** Press these keys together and let go. */
-  private _press(keys: readonly Key[]): void {
+  /** Press these keys together and let go; false if that cannot be. */
+  private _press(keys: readonly Key[]): boolean {
     const screen = this._screen;
-    if (!screen || this._readOnly) {
-      return;
+    if (!screen || this.readOnly) {
+      return false;
     }
     const { viewOnly } = screen;
     screen.viewOnly = false;
@@ -281,6 +171,7 @@ export class ConsoleView {
     if (viewOnly) {
       screen.viewOnly = true;
     }
+    return true;
   }
 
   private async _type(
@@ -290,11 +181,15 @@ export class ConsoleView {
   ): Promise<string[]> {
     const { api, machine } = this._options;
     const typist = api ? serverTypist(api, machine) : vncTypist(keys => this._press(keys));
-    this._typing++;
+    this._needed++;
     try {
-      return await typeText(text, typist, progress, signal);
+      const { typed, total, left } = await typeText(text, typist, progress, signal);
+      if (typed < total && !this._disposed) {
+        this._frame.notice(`Stopped after ${typed} of ${total} characters.`);
+      }
+      return left;
     } finally {
-      this._typing--;
+      this._needed--;
       if (!this._disposed) {
         this._grant();
         this._want();
@@ -324,7 +219,7 @@ export class ConsoleView {
   }
 
   /** Give the picture its size; noVNC fills what it is given, so that places on the screen are exact. */
-  private _layout(): void {
+  protected override _layout(): void {
     if (this._disposed) {
       return;
     }
@@ -333,7 +228,7 @@ export class ConsoleView {
     const place = this._place ?? this._size;
     stage.style.setProperty('--vmlab-width', String(place.width));
     stage.style.setProperty('--vmlab-height', String(place.height));
-    const actual = this._mode === 'actual' && !this._minimised;
+    const actual = this._mode === 'actual' && !this.minimised;
     this._frame.root.classList.toggle('vmlab-actual', actual);
     const room = this._scroller.getBoundingClientRect();
     let scale = actual ? 1 : Math.min(room.width / width, room.height / height);
@@ -354,71 +249,34 @@ export class ConsoleView {
     this._picture.style.imageRendering = sharp ? 'pixelated' : 'auto';
   }
 
-  private _update(): void {
-    if (this._disposed) {
-      return;
-    }
-    const { state } = this._connection;
-    const { machine, api } = this._options;
-    const said = words(state, machine, api !== undefined, Date.now());
-    const { root, toolbar } = this._frame;
-    const held = this._grip.held;
-    root.classList.toggle('vmlab-held', held);
-    root.classList.toggle('vmlab-minimised', this._minimised);
-    root.classList.toggle('vmlab-full', document.fullscreenElement === root);
-    this._shield.hidden = held || this._minimised;
-    this._hint.textContent = this._readOnly ? 'View only' : 'Click to work in it';
+  protected override _paint(): void {
+    const { machine } = this._options;
+    this._shield.hidden = this._held || this.minimised;
+    this._hint.textContent = this.readOnly ? 'View only' : 'Click to work in it';
     this._shield.setAttribute(
       'aria-label',
-      this._readOnly
+      this.readOnly
         ? `Screen of ${machine}, view only`
         : `Work in ${machine}; ${RELEASE} gives the keyboard back`
     );
-    root.tabIndex = this._minimised ? 0 : -1;
-    if (this._minimised) {
-      root.title = `Restore ${machine}`;
-    } else {
-      root.removeAttribute('title');
-    }
-    const status = held && said.face === 'live' ? `${RELEASE} to leave` : this._readOnly ? 'view only' : '';
-    this._frame.show(state, said, status, action => this._help(action));
-    toolbar.update(this._tools());
+    const { machine: state, doing } = this._connection.state;
+    const possible = state !== null && runs(state) && doing === null;
+    this._thumbnail.show(this.minimised && this._seen, possible);
+    this._grant();
     this._refocus();
-    this._count(state.retryAt !== null && ['waiting', 'unreachable', 'hypervisor'].includes(face(state)));
   }
 
-  /** Count down the seconds until the next attempt. */
-  private _count(on: boolean): void {
-    if (on && this._ticking === undefined) {
-      this._ticking = setInterval(() => this._update(), 1000);
-    } else if (!on) {
-      clearInterval(this._ticking);
-      this._ticking = undefined;
-    }
-  }
-
-  private _help(action: 'start' | 'resume' | 'kill' | 'retry'): void {
-    if (this._actions) {
-      this._actions.help(action);
-    } else {
-      this._connection.tell({ type: 'retry' });
-    }
-  }
-
-  private _tools(): Tool[] {
+  protected override _ownTools(): Tool[] {
     const { root } = this._frame;
-    const live = this._connection.state.link === 'connected';
-    const full = document.fullscreenElement === root;
-    const cannot = this._readOnly || !live;
+    const cannot = this.readOnly || this._connection.state.link !== 'connected';
     return [
-      ...(this._actions && !this._readOnly ? this._actions.tools() : []),
       {
         id: 'keys',
         label: 'Send keys',
         icon: 'keys',
         rank: 6,
         disabled: cannot,
-        menu: () => CHORDS.map(name => ({ label: name, run: () => this._press(chord(name)) }))
+        menu: () => CHORDS.map(name => ({ label: name, run: () => void this._press(chord(name)) }))
       },
       {
         id: 'type',
@@ -429,77 +287,12 @@ export class ConsoleView {
         run: anchor => askText(root, anchor, (text, progress, signal) => this._type(text, progress, signal))
       },
       {
-        id: 'lock',
-        label: 'View only',
-        icon: this._readOnly ? 'lock' : 'unlock',
-        rank: 12,
-        on: this._readOnly,
-        run: () => (this.readOnly = !this._readOnly)
-      },
-      {
         id: 'mode',
         label: this._mode === 'actual' ? 'Fit to the space' : 'Actual size (1:1)',
         icon: this._mode === 'actual' ? 'fit' : 'actual',
         rank: 9,
         run: () => (this.mode = this._mode === 'actual' ? 'fit' : 'actual')
-      },
-      {
-        id: 'popout',
-        label: 'Open in a tab of its own',
-        icon: 'popOut',
-        rank: 11,
-        hidden: this._options.popOut === undefined,
-        run: () => this._options.popOut?.()
-      },
-      {
-        id: 'full',
-        label: full ? 'Leave full screen' : 'Full screen',
-        icon: 'full',
-        rank: 10,
-        hidden: !document.fullscreenEnabled,
-        run: () => void this._fullScreen(!full)
-      },
-      {
-        id: 'minimise',
-        label: 'Minimise',
-        icon: 'minimise',
-        rank: 1,
-        hidden: full,
-        run: () => (this.minimised = true)
       }
     ];
   }
-
-  private async _fullScreen(on: boolean): Promise<void> {
-    try {
-      await (on ? this._frame.root.requestFullscreen() : document.exitFullscreen());
-    } catch {
-      this._frame.notice('The browser does not allow full screen here.');
-    }
-  }
-
-  private readonly _fullScreenChanged = (): void => {
-    const { keyboard } = navigator as Navigator & { keyboard?: { lock(): Promise<void>; unlock(): void } };
-    if (document.fullscreenElement === this._frame.root) {
-      // Where the browser can: Escape, Alt+Tab and the like go to the guest; Escape held down leaves full screen.
-      keyboard?.lock().catch(() => undefined);
-    } else if (document.fullscreenElement === null) {
-      keyboard?.unlock();
-    }
-    this._update();
-    this._layout();
-  };
-
-  private readonly _restore = (event: Event): void => {
-    if (this._minimised && !(event.target as Element).closest('button')) {
-      this.minimised = false;
-    }
-  };
-
-  private readonly _restoreByKey = (event: KeyboardEvent): void => {
-    if (this._minimised && (event.key === 'Enter' || event.key === ' ')) {
-      event.preventDefault();
-      this.minimised = false;
-    }
-  };
 }

@@ -32,14 +32,18 @@ export const comparisonsPlugin: JupyterFrontEndPlugin<void> = {
       void tracker.add(tab);
       return tab;
     };
-    const open = (comparison: IComparison, inside: boolean): void => {
+    const open = (comparison: IComparison, inside?: boolean): void => {
       const subject = subjectOf(comparison);
 
       const known = tracker.find(other => subjectOf(other.comparison) === subject);
-      // Who asks again wants to know how it is now.
-      known?.content.refresh();
+      if (known && inside !== undefined && inside !== known.content.inside) {
+        known.content.inside = inside;
+      } else {
+        // Who asks again wants to know how it is now.
+        known?.content.refresh();
+      }
       // eslint-disable-next-line jupyter/require-disposable-transfer -- likewise
-      const tab = known ?? newTab(comparison, inside);
+      const tab = known ?? newTab(comparison, inside ?? false);
       if (!tab.isAttached) {
         // A page of Notebook 7 has one document in its main area, and room below it.
         app.shell.add(tab, labShell ? 'main' : 'down', { type: 'Virtual machine' });
@@ -63,8 +67,11 @@ export const comparisonsPlugin: JupyterFrontEndPlugin<void> = {
           }
         }
       },
-      execute: (args: ReadonlyPartialJSONObject) =>
-        open({ before: String(args['before']), after: String(args['after']) }, args['inside'] === true)
+      execute: ({ before, after, inside }: ReadonlyPartialJSONObject) => {
+        if (typeof before === 'string' && typeof after === 'string') {
+          open({ before, after }, typeof inside === 'boolean' ? inside : undefined);
+        }
+      }
     });
     void restorer?.restore(tracker, {
       command: CommandIDs.openComparison,

@@ -5,7 +5,7 @@ import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
 import { ConsoleTab } from '../consoletab';
-import type { ConsoleKind, IConsoleParts } from '../consoletab';
+import type { ConsoleKind, ConsoleLook, IConsoleParts } from '../consoletab';
 import type { LabModel } from '../model';
 import { CommandIDs, ILabModel, SETTINGS } from '../tokens';
 
@@ -36,16 +36,17 @@ export const consolesPlugin: JupyterFrontEndPlugin<void> = {
       scaling: () => scaling
     };
 
-    const newTab = (machine: string, kind: ConsoleKind): ConsoleTab => {
-      const tab = new ConsoleTab(parts, machine, kind);
+    const newTab = (...what: [string, ConsoleKind, ConsoleLook?, (string | null)?]): ConsoleTab => {
+      const tab = new ConsoleTab(parts, ...what);
+      tab.content.lookChanged.connect(() => void tracker.save(tab));
       tab.renamed.connect(sender => void tracker.save(sender));
       void tracker.add(tab);
       return tab;
     };
-    const open = (machine: string, kind: ConsoleKind): void => {
-      const tab =
-        // eslint-disable-next-line jupyter/require-disposable-transfer -- closing it, in the shell, disposes of it
-        tracker.find(other => other.machine === machine && other.kind === kind) ?? newTab(machine, kind);
+    const open = (machine: string, kind: ConsoleKind, look?: ConsoleLook, uuid?: string | null): void => {
+      const known = tracker.find(other => other.machine === machine && other.kind === kind);
+      // eslint-disable-next-line jupyter/require-disposable-transfer -- closing it, in the shell, disposes of it
+      const tab = known ?? newTab(machine, kind, look, uuid);
       if (!tab.isAttached) {
         // A page of Notebook 7 has one document in its main area, and room below it.
         app.shell.add(tab, labShell ? 'main' : 'down', { type: 'Virtual machine' });
@@ -64,24 +65,35 @@ export const consolesPlugin: JupyterFrontEndPlugin<void> = {
             kind: {
               enum: ['vnc', 'serial'],
               description: 'Its screen (the default) or its serial line'
-            }
+            },
+            uuid: { type: 'string', description: 'Its UUID, if it may have another name by now' },
+            mode: { enum: ['fit', 'actual'], description: 'How a screen that is opened is scaled' },
+            readOnly: { type: 'boolean', description: 'Whether a console that is opened is view only' },
+            minimised: { type: 'boolean', description: 'Whether it is opened as a small picture' }
           }
         }
       },
-      execute: (args: ReadonlyPartialJSONObject) =>
-        open(String(args['machine']), args['kind'] === 'serial' ? 'serial' : 'vnc')
+      execute: (args: ReadonlyPartialJSONObject) => {
+        if (typeof args['machine'] === 'string') {
+          const uuid = typeof args['uuid'] === 'string' ? args['uuid'] : null;
+          open(args['machine'], args['kind'] === 'serial' ? 'serial' : 'vnc', lookOf(args), uuid);
+        }
+      }
     });
     void restorer?.restore(tracker, {
       command: CommandIDs.openTab,
-      args: ({ machine, kind }) => ({ machine, kind }),
-      name: ({ machine, kind }) => `${kind}:${machine}`
+      args: ({ machine, kind, uuid, content }) => ({ machine, kind, uuid, ...content.look }),
+      name: ({ key }) => key
     });
 
     document.addEventListener(OPEN_EVENT, event => {
       const detail: unknown = event instanceof CustomEvent && event.detail;
-      if (detail && typeof detail === 'object' && 'machine' in detail) {
+      if (detail && typeof detail === 'object') {
+        // Without a machine it only asks whether there is anybody.
         event.preventDefault();
-        open(String(detail.machine), 'kind' in detail && detail.kind === 'serial' ? 'serial' : 'vnc');
+        if ('machine' in detail) {
+          open(String(detail.machine), 'kind' in detail && detail.kind === 'serial' ? 'serial' : 'vnc');
+        }
       }
     });
 
@@ -94,3 +106,11 @@ export const consolesPlugin: JupyterFrontEndPlugin<void> = {
     });
   }
 };
+
+function lookOf({ mode, readOnly, minimised }: ReadonlyPartialJSONObject): ConsoleLook {
+  return {
+    ...(mode === 'fit' || mode === 'actual' ? { mode } : {}),
+    ...(typeof readOnly === 'boolean' ? { readOnly } : {}),
+    ...(typeof minimised === 'boolean' ? { minimised } : {})
+  };
+}

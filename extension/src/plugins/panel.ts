@@ -43,14 +43,17 @@ export const panelPlugin: JupyterFrontEndPlugin<void> = {
       create: async image => {
         const made = await createMachine(model, image);
         if (made) {
-          state.focus(made.name);
-          Notification.success(`${made.name} is ${made.state}.`, {
+          const { machine, watched } = made;
+          if (watched) {
+            state.focus(machine.name);
+          }
+          Notification.success(`${machine.name} is ${machine.state}.`, {
             actions: [
               {
                 label: 'Open Console',
                 callback: () =>
                   void commands.execute(CommandIDs.console, {
-                    machine: made.name
+                    machine: machine.name
                   })
               }
             ]

@@ -2,11 +2,12 @@ import { caretDownIcon, caretRightIcon, ellipsesIcon } from '@jupyterlab/ui-comp
 import * as React from 'react';
 
 import { openMenu } from '../commands';
+import { doingText } from '../console/doing';
 import { screenIcon } from '../icons';
 import type { Screens } from '../screens';
 import { CommandIDs } from '../tokens';
 import type { IMachine, IUsage } from '../types';
-import { doingText, percent, size } from '../units';
+import { percent, size } from '../units';
 import { IconButton, NameEditor, useSignal } from './common';
 import { SnapshotTree } from './tree';
 import type { IViewParts } from './tree';
@@ -23,7 +24,7 @@ const BUTTONS = [
 ];
 
 /** What the states mean, for a tooltip. */
-export const MEANING: Record<string, string> = {
+const MEANING: Record<string, string> = {
   running: 'running',
   paused: 'paused: its CPUs stand still, its memory is kept',
   suspended: 'off, with its RAM kept: Start goes on where it was',
@@ -38,7 +39,7 @@ export function Card(props: IViewParts & { machine: IMachine; screens: Screens }
   const { name } = machine;
   const args = { machine: name };
   const doing = model.doing(name);
-  const job = model.job(name);
+  const job = model.job('machine', name);
   const usage = model.usage(name);
   const expanded = state.isExpanded(name);
   const openConsole = (): void => void commands.execute(CommandIDs.console, args);
@@ -49,6 +50,16 @@ export function Card(props: IViewParts & { machine: IMachine; screens: Screens }
       card.current?.focus();
     }
   });
+  React.useLayoutEffect(() => {
+    const node = card.current;
+    return () => {
+      // Of a machine that goes, the keyboard goes to the next one.
+      if (node?.contains(document.activeElement)) {
+        const next = node.nextElementSibling ?? node.previousElementSibling;
+        (next as HTMLElement | null)?.focus();
+      }
+    };
+  }, []);
   const rename = async (to: string): Promise<boolean> => {
     const renamed = await actions.rename(name, to);
     if (renamed) {

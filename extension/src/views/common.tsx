@@ -2,18 +2,48 @@ import type { LabIcon } from '@jupyterlab/ui-components';
 import type { ISignal } from '@lumino/signaling';
 import * as React from 'react';
 
+import type { IJob } from '../model';
 import { nameTrouble } from '../units';
 
 /** Draw a component again whenever a signal fires. */
 export function useSignal<S, A>(signal: ISignal<S, A>): void {
   const [, redraw] = React.useReducer((count: number) => count + 1, 0);
-  React.useEffect(() => {
+  // A layout effect, as what happens until the others run would be missed.
+  React.useLayoutEffect(() => {
     const slot = (): void => redraw();
     signal.connect(slot);
     return () => {
       signal.disconnect(slot);
     };
   }, [signal]);
+}
+
+/** How far a long piece of work is. */
+export function Progress({ text, fraction }: IJob): React.ReactElement {
+  return (
+    <>
+      <p>{text}</p>
+      <progress value={fraction ?? undefined} aria-label={text} />
+    </>
+  );
+}
+
+/**
+ * Give the keyboard to what is around an element when that goes away, or to the page's body it falls.
+ *
+ * @returns what the element's `ref` is to be.
+ */
+export function useFocusKept<E extends HTMLElement>(): React.RefObject<E> {
+  const node = React.useRef<E>(null);
+  React.useLayoutEffect(() => {
+    const kept = node.current;
+    return () => {
+      if (kept?.contains(document.activeElement)) {
+        kept.parentElement?.closest<HTMLElement>('[tabindex]')?.focus();
+      }
+    };
+  }, []);
+  return node;
 }
 
 /** A button that is an icon, with a name for those who do not see it. */
@@ -26,18 +56,23 @@ export function IconButton(props: {
   menu?: boolean;
   onClick: (event: React.MouseEvent<HTMLButtonElement>) => void;
 }): React.ReactElement {
+  const node = useFocusKept<HTMLButtonElement>();
   return (
     <button
+      ref={node}
       type="button"
       className="jp-vmlab-button"
       aria-label={props.label}
       aria-haspopup={props.menu ? 'menu' : undefined}
       title={props.title ?? props.label}
-      disabled={props.disabled}
+      // Not `disabled`, which would take the keyboard from who has just pressed it.
+      aria-disabled={props.disabled}
       tabIndex={props.tabIndex}
       onClick={event => {
         event.stopPropagation();
-        props.onClick(event);
+        if (!props.disabled) {
+          props.onClick(event);
+        }
       }}
     >
       <props.icon.react tag="span" width="16px" height="16px" />
@@ -55,7 +90,7 @@ export function NameEditor(props: {
 }): React.ReactElement {
   const [name, setName] = React.useState(props.name);
   const [busy, setBusy] = React.useState(false);
-  const input = React.useRef<HTMLInputElement>(null);
+  const input = useFocusKept<HTMLInputElement>();
   const trouble = nameTrouble(name);
 
   React.useLayoutEffect(() => {
@@ -63,13 +98,7 @@ export function NameEditor(props: {
     node?.focus();
     node?.select();
     node?.scrollIntoView({ block: 'nearest' });
-    return () => {
-      if (document.activeElement === node) {
-        // The keyboard goes on where the name is.
-        node?.closest<HTMLElement>('[tabindex]')?.focus();
-      }
-    };
-  }, []);
+  }, [input]);
 
   const submit = async (): Promise<void> => {
     if (trouble || busy) {

@@ -2,22 +2,44 @@ import { Dialog, ReactWidget } from '@jupyterlab/apputils';
 import { UseSignal } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
+import { showTrouble } from '../actions';
 import { ApiError } from '../api';
+import { Making } from '../making';
 import type { LabModel } from '../model';
 import { readForm } from '../newmachine';
 import type { IForm } from '../newmachine';
 import type { IImage, IMachine } from '../types';
 import { freeName, nameTrouble, size } from '../units';
+import { Progress } from './common';
 
-/** Ask for a new machine, and make it; what was typed stays until that has worked. */
-export async function createMachine(model: LabModel, image?: string): Promise<IMachine | null> {
-  const body = new CreateForm(model, image);
-  const dialog = new CreateDialog(body);
-  await dialog.launch();
-  return body.made;
+/** A new machine. */
+export interface IMade {
+  machine: IMachine;
+  /** Whether the form was open until it was there. */
+  watched: boolean;
 }
 
-/** A dialog that closes only when its machine is there, or when it is cancelled. */
+/**
+ * Ask for a new machine, and make it; what was typed stays until that has worked.
+ *
+ * @returns null if there is none; why was said.
+ */
+export async function createMachine(model: LabModel, image?: string): Promise<IMade | null> {
+  const form = new CreateForm(model, image);
+  await new CreateDialog(form).launch();
+  const { making } = form;
+  if (!making || making.machine) {
+    return making?.machine ? { machine: making.machine, watched: true } : null;
+  }
+  try {
+    return { machine: await making.inBackground(), watched: false };
+  } catch (error) {
+    showTrouble(error);
+    return null;
+  }
+}
+
+/** A dialog that closes when its machine is there, or when nobody wants to wait for that. */
 class CreateDialog extends Dialog<void> {
   constructor(private _form: CreateForm) {
     super({
@@ -35,10 +57,30 @@ class CreateDialog extends Dialog<void> {
       return;
     }
     void this._form.submit().then(made => {
-      if (made && !this.isDisposed) {
+      if (this.isDisposed) {
+        return;
+      }
+      if (made) {
         super.resolve(1);
+      } else {
+        this._update();
       }
     });
+    this._update();
+  }
+
+  /** What the buttons do while the machine is being made, and before. */
+  private _update(): void {
+    const busy = this._form.making !== null;
+    const label = this.node.querySelector('.jp-mod-reject .jp-Dialog-buttonLabel');
+    if (label) {
+      label.textContent = busy ? 'Go On in the Background' : 'Cancel';
+      label.setAttribute('aria-label', label.textContent);
+    }
+    if (busy && this._form.node.contains(document.activeElement)) {
+      // Its fields take no keys now; Escape shall still be heard.
+      this.node.querySelector<HTMLElement>('.jp-mod-accept')?.focus();
+    }
   }
 }
 
@@ -66,28 +108,27 @@ class CreateForm extends ReactWidget {
     };
   }
 
-  /** The machine, once it was made. */
-  made: IMachine | null = null;
+  /** The machine that is being made, or was. */
+  making: Making | null = null;
 
   /** @returns whether the machine was made; the dialog says why not. */
   async submit(): Promise<boolean> {
-    if (this._busy) {
+    if (this.making) {
       return false;
     }
-    const asked = readForm({ ...this._form, name: this._name });
+    const name = this._name;
+    const asked = readForm({ ...this._form, name });
     if (typeof asked === 'string') {
       this._say(asked);
       return false;
     }
-    this._busy = true;
+    this.making = new Making(this._model, { ...asked, name });
     this._say('');
     try {
-      // An image that is not there is built by the same request; what it says comes as events.
-      this.made = await this._model.api.create(asked);
-      await this._model.reload();
+      await this.making.outcome;
       return true;
     } catch (error) {
-      this._busy = false;
+      this.making = null;
       this._say(
         error instanceof ApiError && error.hint
           ? `${error.message} Next: ${error.hint}`
@@ -121,9 +162,9 @@ class CreateForm extends ReactWidget {
       this._model.machines.map(machine => machine.name)
     );
     const trouble = form.name ? nameTrouble(form.name) : null;
-    const taken = !this._busy && this._model.machine(form.name) !== undefined;
+    const taken = !this.making && this._model.machine(form.name) !== undefined;
     return (
-      <fieldset disabled={this._busy}>
+      <fieldset disabled={this.making !== null}>
         <Field label="Image" help={image?.description}>
           <select
             className="jp-mod-styled"
@@ -249,21 +290,10 @@ class CreateForm extends ReactWidget {
           </p>
         ) : null}
         <div className="jp-vmlab-create-say" role="status" aria-live="polite">
-          {this._busy && this._progress()}
+          {this.making && <Progress {...this.making.progress} />}
           {this._trouble && <p className="jp-vmlab-wrong">{this._trouble}</p>}
         </div>
       </fieldset>
-    );
-  }
-
-  private _progress(): React.ReactElement {
-    const { image } = this._form;
-    const job = this._model.job(this._name) ?? this._model.job(image);
-    return (
-      <>
-        <p>{job?.text || 'Making the machine …'}</p>
-        <progress value={job?.fraction ?? undefined} />
-      </>
     );
   }
 
@@ -277,7 +307,6 @@ class CreateForm extends ReactWidget {
     this.update();
   }
 
-  private _busy = false;
   private _form: IForm;
   private _trouble = '';
 }

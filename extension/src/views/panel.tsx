@@ -5,6 +5,7 @@ import { CommandIDs } from '../tokens';
 import { count, size } from '../units';
 import { Card } from './card';
 import { useSignal } from './common';
+import { Images } from './images';
 import type { IViewParts } from './tree';
 
 /** All of the left panel below its toolbar. */
@@ -42,6 +43,7 @@ export function PanelView(props: IViewParts & { screens: Screens }): React.React
           <Card {...props} key={machine.uuid} machine={machine} />
         ))}
       </ul>
+      {model.loaded && <Images {...props} />}
     </div>
   );
 }

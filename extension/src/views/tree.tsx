@@ -13,7 +13,7 @@ import type { PanelState } from '../panelstate';
 import { CommandIDs } from '../tokens';
 import type { INode } from '../types';
 import { ago, size } from '../units';
-import { IconButton, NameEditor, useSignal } from './common';
+import { IconButton, NameEditor, useFocusKept, useSignal } from './common';
 
 /** Pixels from one lane of the drawing to the next, and to the middle of a row's first line. */
 const LANE = 14;
@@ -37,6 +37,10 @@ export function SnapshotTree(props: IViewParts & { machine: string }): React.Rea
   const tree = model.tree(machine);
   const [current, setCurrent] = React.useState<string>(PRESENT);
   const root = React.useRef<HTMLDivElement>(null);
+  React.useEffect(() => {
+    void model.openTree(machine);
+    return () => model.closeTree(machine);
+  }, [model, machine]);
   // Times like "12 s ago" grow older while nothing else happens.
   const [, tick] = React.useReducer((count: number) => count + 1, 0);
   React.useEffect(() => {
@@ -121,6 +125,7 @@ function Row(
   const { line, machine, commands, actions, state, here } = props;
   const { node } = line;
   const [open, setOpen] = React.useState(false);
+  const root = useFocusKept<HTMLDivElement>();
   const args = node ? { machine, snapshot: node.id } : null;
   const showMenu = (x: number, y: number): void => {
     if (args) {
@@ -130,6 +135,7 @@ function Row(
 
   return (
     <div
+      ref={root}
       role="treeitem"
       aria-level={line.level}
       aria-selected={here}
@@ -161,7 +167,7 @@ function Row(
               <NameEditor
                 name={node.name}
                 label={`New name of the snapshot ${node.name}`}
-                save={name => actions.renameSnapshot(node, name)}
+                save={name => actions.renameSnapshot(machine, node, name)}
                 close={() => state.edit(null)}
               />
             ) : (
