@@ -846,18 +846,18 @@ class Machine(GuestAccess, Shown):
         kind: console.Kind = "serial" if serial else "screen"
         return console.show([self], kind, mode=mode, read_only=read_only, minimised=minimised)
 
-    def open_serial(self) -> SerialStream:
+    def open_serial(self, timeout: float = OPEN_SERIAL) -> SerialStream:
         """Open its serial line to write on it; never while something else is done to the machine.
 
         libvirtd 11.3 was seen to spin for ever, answering nobody, after the line of a QEMU that was just being ended
-        had been opened. So this waits for the lock that a revert holds.
+        had been opened. So this waits for the lock that a revert holds, at most for ``timeout`` seconds.
 
         Raises
         ------
         Busy, WrongState
             Something takes long; it does not run.
         """
-        with self._lab.store.lock(self._name, "open its serial line", timeout=OPEN_SERIAL):
+        with self._lab.store.lock(self._name, "open its serial line", timeout=timeout):
             return self._domain().open_serial()
 
     # -- what it takes -------------------------------------------------------------------------------------------

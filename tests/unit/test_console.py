@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import os
+import pty
 import re
+import select
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import commands_fakes
@@ -15,6 +21,7 @@ from PIL import Image
 
 import vmlab
 from vmlab import commands
+from vmlab.commands import _terminal
 from vmlab.commands.ui import QuietUI
 from vmlab.errors import UsageError, WrongState
 from vmlab.gateway.__main__ import FILES, ConsoleKeys, Doors
@@ -223,6 +230,82 @@ def test_a_terminal_is_one_serial_line():
 def test_the_package_shows_consoles():
     assert vmlab._console.surface is not None
     assert vmlab._console.surface([Machine("web")], "screen", {}) is None  # pytest is no kernel
+
+
+# a terminal as the serial line -------------------------------------------------------------------------------------
+
+
+class Guest:
+    """A machine that writes without pause into its log and down its line, and keeps what is typed."""
+
+    name, pid = "web", 1
+    ended = False
+
+    def __init__(self, log):
+        self.serial_log, self.domain = log, self
+        self.typed = b""
+
+    def state(self):
+        return "running"
+
+    def open_serial(self, _timeout=10.0):
+        return self
+
+    def recv(self, _size):
+        return b"y\n" * 1000
+
+    def try_send(self, data):
+        self.typed += data
+        return len(data)
+
+    def close(self):
+        pass
+
+
+def test_a_terminal_is_left_while_the_guest_writes_without_pause(tmp_path, monkeypatch):
+    log = tmp_path / "serial.log"
+    guest, written, over = Guest(log), threading.Event(), threading.Event()
+
+    def write():
+        with log.open("ab") as file:
+            while not over.is_set() and file.tell() < 16 << 20:
+                file.write(b"y\n" * 50_000)
+                file.flush()
+
+    ours, theirs = pty.openpty()
+
+    def see():
+        with contextlib.suppress(OSError):  # the other end is closed
+            while not over.is_set():
+                if select.select([ours], [], [], 0.1)[0] and b"y" in os.read(ours, 1 << 16):
+                    written.set()
+
+    def person():
+        written.wait(20)
+        os.write(ours, b"typed")
+        while guest.typed != b"typed" and not over.is_set():
+            time.sleep(0.01)
+        os.write(ours, b" and left\x1d")
+
+    with os.fdopen(os.dup(theirs)) as keys, os.fdopen(os.dup(theirs), "w") as screen:
+        monkeypatch.setattr(sys, "stdin", keys)
+        monkeypatch.setattr(sys, "stdout", screen)
+        left = []
+        threads = [
+            threading.Thread(target=run, daemon=True)
+            for run in (write, see, person, lambda: left.append(_terminal.attach(guest, QuietUI())))
+        ]
+        for thread in threads:
+            thread.start()
+        threads[-1].join(30)
+        over.set()
+        for thread in threads[:-1]:
+            thread.join(30)
+    os.close(ours)
+    os.close(theirs)
+    assert left
+    assert "Left the serial line of web" in left[0].words
+    assert guest.typed == b"typed and left"
 
 
 # whom the gateway lets in ------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vmlab.errors import UsageError
-from vmlab.guest.screen import Screenshot
+from vmlab.errors import HypervisorError, UsageError, VMLabError, WrongState
+from vmlab.guest.screen import Screenshot, screenshot
 
 
 def picture(size: tuple[int, int] = (40, 30), colour: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
@@ -82,3 +83,58 @@ def test_bad_pictures_are_told(tmp_path: Path) -> None:
         Screenshot.open(tmp_path / "missing.png")
     with pytest.raises(UsageError, match="cannot be written"):
         Screenshot(picture()).save(tmp_path / "a.nonsense")
+
+
+class Guest:
+    """A guest whose QEMU fails to take a picture, in one of the ways seen while machines were reverted."""
+
+    name = "web"
+
+    def __init__(self, pid: int | None, fails: Callable[[Guest], object], state: str = "running") -> None:
+        self.pid, self._fails, self._state = pid, fails, state
+
+    def state(self) -> str:
+        return self._state
+
+    def qmp(self, _command: str, **_: str) -> None:
+        self._fails(self)
+
+
+def fails(error: VMLabError | None, pid: int | None) -> Callable[[Guest], object]:
+    def fail(guest: Guest) -> None:
+        guest.pid = pid
+        if error is not None:
+            raise error  # else QEMU was ended before it wrote the file
+
+    return fail
+
+
+REFUSED = HypervisorError("libvirt could not run screendump on web.")
+PAUSED = WrongState("web is paused.", hint="let it go on with `%vm resume web`")
+
+
+@pytest.mark.parametrize("error", [REFUSED, PAUSED, None])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, None), (None, 2), (None, None)])
+def test_a_screen_in_the_middle_of_a_revert(
+    tmp_path: Path, error: VMLabError | None, before: int | None, after: int | None
+) -> None:
+    with pytest.raises(WrongState, match="web is just being stopped, reverted or started") as caught:
+        screenshot(Guest(before, fails(error, after)), tmp_path)  # type: ignore[arg-type]
+    assert caught.value.hint == "try again"
+
+
+def test_a_qemu_that_starts_has_no_screen_yet(tmp_path: Path) -> None:
+    with pytest.raises(WrongState, match="just being"):
+        screenshot(Guest(1, fails(None, 1), "off"), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(WrongState, match="web is off"):
+        screenshot(Guest(None, fails(None, None), "off"), tmp_path)  # type: ignore[arg-type]
+
+
+def test_what_a_qemu_that_is_still_there_says_is_told(tmp_path: Path) -> None:
+    with pytest.raises(HypervisorError, match="could not take a picture") as caught:
+        screenshot(Guest(1, fails(REFUSED, 1)), tmp_path)  # type: ignore[arg-type]
+    assert caught.value.evidence["qemu_says"] == REFUSED.message
+    with pytest.raises(HypervisorError, match="cannot be read"):
+        screenshot(Guest(1, fails(None, 1)), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(WrongState, match="has no screen"):
+        screenshot(Guest(1, fails(HypervisorError("no QemuConsole"), 1)), tmp_path)  # type: ignore[arg-type]

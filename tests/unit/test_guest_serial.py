@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vmlab.errors import UsageError, WaitTimeout, WrongState
-from vmlab.guest.serial import SerialLog, strip_ansi
+from vmlab.guest import serial
+from vmlab.guest.serial import PIECE, SerialLog, strip_ansi
+from vmlab.machine import Machine
+from vmlab.store.locks import locked
 
 
 @pytest.mark.parametrize(
@@ -88,3 +93,97 @@ def test_waiting_ends_when_the_machine_is_off(tmp_path: Path) -> None:
     assert log.wait_for("Power down", 1)
     with pytest.raises(WrongState, match="web is off"):
         log.wait_for("login:", 10)
+
+
+class Line:
+    """A serial line whose guest writes back what it is sent, and is ended by a word of it."""
+
+    def __init__(self, last_word: bytes | None = None, *, echo: bool = True) -> None:
+        self.sent = b""
+        self.pieces: list[bytes] = []
+        self.ended = self.closed = False
+        self.last_word, self.echo = last_word, echo
+        self.sending: Callable[[], object] = lambda: None
+        self._unheard = b""
+
+    def try_send(self, data: bytes) -> int:
+        self.sending()
+        if not self.ended:
+            self.sent += data
+            self.pieces.append(data)
+            self._unheard += data
+        return len(data)
+
+    def recv(self, _size: int) -> bytes:
+        data, self._unheard = self._unheard if self.echo else b"", b""
+        if self.last_word is not None and self.last_word in self.sent and not data:
+            self.ended = True
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def guest(line: Line) -> SimpleNamespace:
+    return SimpleNamespace(name="web", state=lambda: "running", open_serial=lambda: line)
+
+
+def test_a_text_is_sent_in_pieces_that_a_guest_has_room_for() -> None:
+    line = Line()
+    serial.send(guest(line), "one\ntwo\r\n" * 20)
+    assert line.sent == b"one\rtwo\r" * 20
+    assert max(map(len, line.pieces)) <= PIECE
+    assert line.closed
+
+
+def test_a_guest_that_goes_while_it_is_sent_to_is_told() -> None:
+    line = Line(b"half", echo=False)
+    with pytest.raises(WrongState, match="not all was sent"):
+        serial.send(guest(line), "half of it" * 1000)
+    assert line.closed
+    # What was sent last may be what ends the guest.
+    line = Line(b"poweroff\r")
+    serial.send(guest(line), "poweroff\n")
+    assert line.closed
+
+
+class Locked(Machine):
+    """A machine whose guest is ours."""
+
+    def __init__(self, folder: Path, line: Line) -> None:
+        store = SimpleNamespace(lock=lambda name, *what, **how: locked(folder / f"{name}.lock", *what, **how))
+        super().__init__(SimpleNamespace(store=store), "web")  # type: ignore[arg-type]
+        self.opened = threading.Event()
+        self.guest = guest(line)
+        self.guest.open_serial = lambda: (self.opened.set(), line)[1]
+
+    def _settle_identity(self) -> None:
+        pass
+
+    def _domain(self):  # type: ignore[no-untyped-def, override]
+        return self.guest
+
+
+def test_the_line_is_never_opened_while_something_is_done_to_the_machine(tmp_path: Path) -> None:
+    line = Line()
+    machine = Locked(tmp_path, line)
+    free_while_sending = []
+
+    def others() -> None:
+        with locked(tmp_path / "web.lock", "revert", timeout=5):
+            free_while_sending.append(True)
+
+    def in_a_thread() -> None:
+        other = threading.Thread(target=others)
+        other.start()
+        other.join()
+
+    line.sending = in_a_thread
+    sender = threading.Thread(target=machine.send_serial, args=("hello\n",))
+    with locked(tmp_path / "web.lock", "revert"):
+        sender.start()
+        assert not machine.opened.wait(0.5)
+    sender.join()
+    assert machine.opened.is_set()
+    assert line.sent == b"hello\r"
+    assert free_while_sending == [True]

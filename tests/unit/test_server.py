@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import logging
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import websocket
 import yaml
 from jsonschema import Draft202012Validator
+from PIL import Image
 from server_process import JupyterProcess, close_code, jupyter_process
 
+import vmlab.gateway.__main__ as gateway
 from vmlab import errors
-from vmlab.server import base
+from vmlab.hypervisor.console import close_code as code_for
+from vmlab.hypervisor.console import screen_socket
+from vmlab.server import base, serial
 from vmlab.server.routes import API, PART, routes
-from vmlab.server.service import Service
+from vmlab.server.service import READERS, TYPISTS, Service
 
 METHODS = ("get", "head", "post", "put", "patch", "delete")
 
@@ -100,6 +109,18 @@ def test_posts_need_the_xsrf_token(server: JupyterProcess) -> None:
     assert server.api("POST", "machines", {"image": "nothing"}, login="no-xsrf").status == 403
     assert server.api("POST", "machines", {"image": "nothing"}, login="cookie").status == 404
     assert server.api("GET", "machines", login="no-xsrf").json == []
+
+
+@pytest.mark.parametrize("path", ["diff", "diff.html"])
+def test_comparing_needs_the_xsrf_token_or_a_page_of_ours(server: JupyterProcess, path: str) -> None:
+    # It is a GET, but guests run for it.
+    path = f"{path}?before=web@clean&after=web"
+    assert server.api("GET", path, login="no-xsrf").status == 403
+    assert server.api("GET", path, login="no-xsrf", Referer="http://evil.example/x").status == 403
+    ours = f"http://127.0.0.1:{server.port}{server.base}lab"
+    assert server.api("GET", path, login="no-xsrf", Referer=ours).status == 404
+    assert server.api("GET", path, login="cookie").status == 404
+    assert server.api("GET", path, login="token").status == 404
 
 
 def test_posts_from_another_origin_are_refused(server: JupyterProcess) -> None:
@@ -297,10 +318,22 @@ def test_a_host_that_cannot_have_a_lab(tmp_path: Path) -> None:
 
 
 def test_the_server_ends_cleanly(tmp_path: Path) -> None:
-    with jupyter_process(tmp_path / "server", home=tmp_path / "home") as server:
+    with (
+        Qemu(tmp_path / "web") as qemu,
+        jupyter_process(
+            tmp_path / "server", home=tmp_path / "home", before=STAND_INS.format(str(tmp_path))
+        ) as server,
+    ):
         assert server.api("GET", "lab").status == 200
         time.sleep(0.3)
         events = server.websocket("api/events/subscribe")
+        screen = server.websocket("vmlab/consoles/web/vnc")
+        qemu.connection()
+        # More than it takes: this waits.
+        screen.send_binary(b"\4" * (1 << 20))
+        lines = [server.websocket("vmlab/consoles/web/serial") for _ in range(2)]
+        assert [line.recv() for line in lines] == [b"hello\n"] * 2
+        lines[0].send_binary(b"x")
         began = time.monotonic()
     assert time.monotonic() - began < 15
     assert server.process.returncode == 0
@@ -308,6 +341,408 @@ def test_the_server_ends_cleanly(tmp_path: Path) -> None:
     log = server.log.read_text()
     for word in ("Traceback", "never awaited", "was destroyed", "ResourceWarning", "Warning: unclosed"):
         assert word not in log, log
+
+
+def test_a_store_that_was_away_is_read_again(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with jupyter_process(tmp_path / "server", home=home) as server:
+        events = server.websocket("api/events/subscribe")
+        assert server.api("GET", "lab").status == 200
+        time.sleep(1)
+        home.rename(tmp_path / "away")
+        time.sleep(0.2)
+        (tmp_path / "away").rename(home)
+        while json.loads(events.recv()).get("kind") != "reload":
+            pass
+
+
+# -- consoles ----------------------------------------------------------------------------------------------------
+
+#: In the server's process: screens and serial lines are these files, `broken` is a mistake, and it says what it held.
+STAND_INS = """
+from pathlib import Path
+import vmlab.server.console, vmlab.server.serial
+from vmlab.server.service import Service
+
+folder = Path({0!r})
+
+def socket_path(lab, name):
+    if name == "broken":
+        raise RuntimeError("a mistake of ours")
+    return folder / name
+
+vmlab.server.console.socket_path = socket_path
+(folder / "serial.log").write_text("hello\\n")
+vmlab.server.serial.log_of = lambda lab, name: (folder / "serial.log", "running")
+close = Service.close
+
+def closing(self):
+    print("held at the end:", len(self.sockets), len(self.serial_lines), flush=True)
+    close(self)
+
+Service.close = closing
+"""
+
+
+class Qemu:
+    """A UNIX socket where a machine's screen is expected."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._listener.settimeout(20)
+        self._connections: list[socket.socket] = []
+
+    def connection(self) -> socket.socket:
+        """Return the next connection."""
+        connection, _ = self._listener.accept()
+        connection.settimeout(20)
+        self._connections.append(connection)
+        return connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (*self._connections, self._listener):
+            each.close()
+
+
+def test_only_what_a_person_does_counts_as_activity(tmp_path: Path) -> None:
+    with (
+        Qemu(tmp_path / "web") as qemu,
+        jupyter_process(
+            tmp_path / "server", home=tmp_path / "home", before=STAND_INS.format(str(tmp_path))
+        ) as server,
+    ):
+        page = server.websocket("vmlab/consoles/web/vnc")
+        guest = qemu.connection()
+
+        def last_after(message: bytes) -> str:
+            page.send_binary(message)
+            assert guest.recv(1000) == message
+            last: str = server.request("GET", "api/status").json["last_activity"]
+            return last
+
+        last = last_after(b"RFB 003.008\n")
+        # A picture is asked for: the page is open, and nobody may be there.
+        assert last_after(b"\3\1" + bytes(8)) == last
+        for done in (b"\4\1\0\0\0\0\0a", b"\5" + bytes(5), b"\6" + bytes(7), b"\xff\0\0\1" + bytes(8)):
+            before, last = last, last_after(done)
+            assert last > before
+
+
+def test_a_page_that_goes_while_its_guest_does_not_read(tmp_path: Path) -> None:
+    with (
+        Qemu(tmp_path / "web") as qemu,
+        jupyter_process(
+            tmp_path / "server", home=tmp_path / "home", before=STAND_INS.format(str(tmp_path))
+        ) as server,
+    ):
+        page = server.websocket("vmlab/consoles/web/vnc")
+        guest = qemu.connection()
+        page.send_binary(b"\4" * (4 << 20))
+        page.shutdown()
+        # It goes on showing its screen, until nobody looks any more; else this waits until it fails.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                guest.sendall(bytes(1 << 16))
+    assert "held at the end: 0 0" in server.log.read_text()
+
+
+def test_a_mistake_ends_a_console_and_says_so(tmp_path: Path) -> None:
+    with jupyter_process(
+        tmp_path / "server", home=tmp_path / "home", before=STAND_INS.format(str(tmp_path))
+    ) as server:
+        code, reason = close_code(server.websocket("vmlab/consoles/broken/vnc"))
+        assert (code, "log" in reason) == (4503, True)
+        assert "a mistake of ours" in server.log.read_text()
+    assert "held at the end: 0 0" in server.log.read_text()
+
+
+def test_a_machine_that_does_not_read_its_serial_line(tmp_path: Path) -> None:
+    with jupyter_process(
+        tmp_path / "server", home=tmp_path / "home", before=STAND_INS.format(str(tmp_path))
+    ) as server:
+        page = server.websocket("vmlab/consoles/web/serial")
+        page.send_binary(bytes((1 << 20) + 1))
+        page.send_binary(b"x")
+        assert close_code(page) == (4409, "the machine does not read its serial line")
+
+
+class Line:
+    """A machine's serial line, as libvirt gives it."""
+
+    ended = False
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.closed_in: threading.Thread | None = None
+
+    def recv(self, _count: int) -> bytes:
+        return b""
+
+    def try_send(self, data: bytes) -> int:
+        self.sent += data
+        return len(data)
+
+    def close(self) -> None:
+        self.closed_in = threading.current_thread()
+
+
+class Guest:
+    """A lab with one machine, whose line opens when ``may_open`` is set."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.asked, self.may_open = threading.Event(), threading.Event()
+        self.lines: list[Line] = []
+
+    def machine(self, _name: str) -> Guest:
+        return self
+
+    def _domain(self) -> Guest:
+        return self
+
+    def open_serial(self, timeout: float) -> Line:
+        assert timeout < 5
+        self.asked.set()
+        assert self.may_open.wait(20)
+        self.lines.append(Line())
+        return self.lines[-1]
+
+
+class Viewer:
+    """A page."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.code = 0
+
+    def end(self, code: int, _reason: str) -> None:
+        self.code = code
+        self.ended.set()
+
+
+def in_loop(lab: Any, test: Callable[[Service], Awaitable[None]]) -> None:
+    """Run a test in a loop, with a service over a lab."""
+
+    async def run() -> None:
+        service = Service(logging.getLogger("vmlab-test"))
+        service._lab = lab
+        try:
+            async with asyncio.timeout(30):
+                await test(service)
+        finally:
+            service.close()
+
+    asyncio.run(run())
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait for something."""
+    while not true():
+        await asyncio.sleep(0.01)
+
+
+def test_a_line_that_opens_when_its_last_page_has_gone(tmp_path: Path) -> None:
+    guest = Guest()
+
+    async def test(service: Service) -> None:
+        line, page = serial.SerialLine(service, "web", tmp_path / "serial.log"), Viewer()
+        line.join(page)  # type: ignore[arg-type]
+        line.type(b"too late")
+        await until(guest.asked.is_set)
+        line.leave(page)  # type: ignore[arg-type]
+        guest.may_open.set()
+        await until(lambda: guest.lines and guest.lines[0].closed_in)
+        assert guest.lines[0].sent == b""
+        assert guest.lines[0].closed_in is not threading.current_thread()
+
+    in_loop(guest, test)
+
+
+def test_a_line_is_closed_outside_the_loop_also_when_the_server_stops(tmp_path: Path) -> None:
+    guest = Guest()
+    guest.may_open.set()
+
+    async def test(service: Service) -> None:
+        line, page = serial.SerialLine(service, "web", tmp_path / "serial.log"), Viewer()
+        line.join(page)  # type: ignore[arg-type]
+        text = bytes(range(100))
+        line.type(text)
+        await until(lambda: guest.lines and guest.lines[0].sent == text)
+        line.leave(page)  # type: ignore[arg-type]
+        service.close()
+        await until(lambda: guest.lines[0].closed_in)
+        assert guest.lines[0].closed_in is not threading.current_thread()
+
+    in_loop(guest, test)
+
+
+def test_a_line_that_cannot_be_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left() -> None:
+        raise OSError(24, "inotify instance limit reached")
+
+    monkeypatch.setattr(serial, "Inotify", none_left)
+
+    async def test(service: Service) -> None:
+        line, page = serial.SerialLine(service, "web", tmp_path / "serial.log"), Viewer()
+        line.join(page)  # type: ignore[arg-type]
+        await page.ended.wait()
+        assert page.code == 4503
+
+    in_loop(Guest(), test)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.NotFound("no"), 4404),
+        (errors.BadName("no"), 4404),
+        (errors.WrongState("no"), 4409),
+        (errors.HypervisorError("no"), 4503),
+        (errors.HostError("no"), 4503),
+    ],
+)
+def test_server_and_gateway_say_the_same_of_a_machine(
+    error: errors.VMLabError, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert code_for(error) == code
+    doors = gateway.Doors(["web"])
+    doors.enter(doors.invitation)
+    keys = gateway.ConsoleKeys(doors, tmp_path)
+    monkeypatch.setattr(gateway.accounts, "account", fail)
+    assert keys.lookup(next(iter(doors.keys))) == ("unix_socket", "")
+    assert keys.trouble == (code, "no")
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("running", "web has no screen."),
+        ("paused", "web has no screen."),
+        ("crashed", "web has no screen."),
+        ("off", "web is off."),
+        ("suspended", "web is suspended."),
+    ],
+)
+def test_why_there_is_no_screen(state: str, says: str) -> None:
+    class Domain:
+        name = "web"
+        vnc_socket = None
+
+    with pytest.raises(errors.WrongState) as refused:
+        screen_socket(Domain(), state)  # type: ignore[arg-type]
+    assert refused.value.message == says
+
+
+# -- who waits for whom ------------------------------------------------------------------------------------------
+
+
+def test_typing_that_waits_keeps_no_question_waiting() -> None:
+    guest = Guest()
+
+    async def test(service: Service) -> None:
+        typing = [
+            asyncio.ensure_future(service.type(lambda _: guest.open_serial(1))) for _ in range(TYPISTS + 1)
+        ]
+        await until(guest.asked.is_set)
+        assert await service.read(lambda _: "answer") == "answer"
+        guest.may_open.set()
+        await asyncio.gather(*typing)
+
+    in_loop(guest, test)
+
+
+def test_a_screen_that_hangs_keeps_no_question_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vmlab.guest.screen import Screenshot
+
+    png = Screenshot(Image.new("RGB", (2, 2))).png
+    taken: list[str] = []
+    go_on = threading.Event()
+    trouble: list[errors.VMLabError] = []
+
+    def screenshot(machine: Any, _folder: Path) -> Screenshot:
+        taken.append("web")
+        assert go_on.wait(20)
+        for error in trouble:
+            raise error
+        return Screenshot.open(png)
+
+    monkeypatch.setattr("vmlab.guest.screen.screenshot", screenshot)
+
+    async def test(service: Service) -> None:
+        async def ask(count: int) -> list[Any]:
+            looks = [asyncio.ensure_future(service.screen("web", None)) for _ in range(count)]
+            await until(lambda: taken)
+            assert await service.read(lambda _: "answer") == "answer"
+            # One goes away; the others still get theirs.
+            looks.pop().cancel()
+            go_on.set()
+            found = await asyncio.gather(*looks, return_exceptions=True)
+            assert taken == ["web"]
+            taken.clear()
+            go_on.clear()
+            return found
+
+        trouble.append(errors.WrongState("web is off."))
+        assert await ask(READERS + 2) == trouble * (READERS + 1)
+        trouble.clear()
+        # What failed is not kept.
+        assert await ask(READERS + 2) == [png] * (READERS + 1)
+        assert await service.screen("web", 2) == png
+        assert taken == []
+
+    class Lab:
+        folder = Path()
+
+        def machine(self, _name: str) -> Lab:
+            return self
+
+        def _domain(self) -> Lab:
+            return self
+
+    in_loop(Lab(), test)
+
+
+def test_a_new_name_that_takes_long_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def names(_account: object) -> dict[str, str]:
+        asked.set()
+        assert go_on.wait(20)
+        return {"web": "running"}
+
+    monkeypatch.setattr("vmlab.hypervisor.domain.names", names)
+
+    class Lab:
+        account = None
+        store: Any = None
+
+        def machine_names(self) -> list[str]:
+            return ["web-2"]
+
+    lab = Lab()
+    lab.store = lab
+
+    async def test(service: Service) -> None:
+        def name() -> str:
+            with service.new_name(lab, "web") as found:  # type: ignore[arg-type]
+                return str(found)
+
+        naming = asyncio.ensure_future(service.work(lambda _: name()))
+        await until(asked.is_set)
+        assert await service.read(lambda _: "answer") == "answer"
+        go_on.set()
+        assert await naming == "web-3"
+
+    in_loop(lab, test)
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------
@@ -328,8 +763,6 @@ def test_usage_of_cpu_is_since_the_last_look() -> None:
         def usage(self, *, over: float) -> list[Usage]:
             assert over == 0
             return [Usage("web", "running", 0.0, self.seconds, 1, 1, 0, 1, 1)]
-
-    import logging
 
     service, lab = Service(logging.getLogger()), Lab()
     try:

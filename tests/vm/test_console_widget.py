@@ -7,8 +7,10 @@ import contextlib
 import io
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -112,6 +114,14 @@ class Page:
         raise AssertionError("no answer")
 
 
+def until_gone(pid: int) -> None:
+    """Wait until there is no such process any more, not even a zombie."""
+    end = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end, f"{pid} is still there"
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def page() -> Iterator[Page]:
     manager, client = start_new_kernel(kernel_name="python3")
@@ -169,4 +179,16 @@ def test_the_gateways_address_is_told_and_not_kept(lab: Lab, tiny: Machine, page
     assert again["address"] != said["address"]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    page.execute("shown._gateway.stop()")
+
+    def running() -> int:
+        [printed] = page.execute("print(shown._gateway.process.pid)")
+        return int(printed["text"])
+
+    # One that ends by itself leaves no zombie, and one that still runs ends with its console.
+    pid = running()
+    os.kill(pid, signal.SIGTERM)
+    until_gone(pid)
+    page.say(do="gateway")
+    pid = running()
+    page.execute("shown.close()")
+    until_gone(pid)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import pytest
 import websocket
 
 from vmlab.gateway import IDLE, PATIENCE
+from vmlab.gateway.__main__ import MOST
 from vmlab.lab import Lab
 from vmlab.machine import Machine
 
@@ -248,37 +251,95 @@ def test_from_a_terminal(lab: Lab, tiny: Machine, end: str) -> None:
         urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=2)
 
 
+def test_requests_that_do_not_come_are_not_waited_for(gateway: Start, tiny: Machine) -> None:
+    visitor = gateway(tiny.name, patience=5)
+    port = int(visitor.origin.rpartition(":")[2])
+
+    def connections() -> int:
+        argv = ["ps", "-o", "pid=", "--ppid", str(visitor.process.pid)]
+        return len(subprocess.run(argv, capture_output=True, text=True).stdout.split())
+
+    most = 0
+    with contextlib.ExitStack() as kept:
+        for _ in range(MOST + 10):
+            line = kept.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            line.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        end = time.monotonic() + 120
+        while visitor.process.poll() is None:
+            assert time.monotonic() < end, "it never ends"
+            most = max(most, connections())
+            time.sleep(0.1)
+    assert 0 < most <= MOST
+
+
+class Terminal:
+    """A terminal in which ``vmlab console --serial`` runs."""
+
+    def __init__(self, lab: Lab, machine: Machine) -> None:
+        self._ours, theirs = pty.openpty()
+        argv = [sys.executable, "-m", "vmlab", "--home", str(lab.home), "console", machine.name, "--serial"]
+        self.process = subprocess.Popen(
+            argv, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        self._seen = b""
+        self.until(b"Ctrl-] leaves it")
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def until(self, words: bytes) -> None:
+        end = time.monotonic() + 30
+        while words not in self._seen:
+            assert time.monotonic() < end, self._seen
+            if select.select([self._ours], [], [], 1)[0]:
+                self._seen += os.read(self._ours, 4096)
+
+    def leave(self) -> None:
+        assert self.process.poll() is None
+        self.type(b"\x1d")
+        self.until(b"Left the serial line")
+        assert self.process.wait(10) == 0
+        os.close(self._ours)
+
+
 def test_a_terminal_becomes_the_serial_line(lab: Lab, tiny: Machine) -> None:
     tiny.send_serial("echo before-that\n")
     tiny.wait_for_serial("^before-that", 20)
-    ours, theirs = pty.openpty()
-    argv = [sys.executable, "-m", "vmlab", "--home", str(lab.home), "console", tiny.name, "--serial"]
-    process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    seen = b""
-
-    def until(words: bytes) -> None:
-        nonlocal seen
-        end = time.monotonic() + 30
-        while words not in seen:
-            assert time.monotonic() < end, seen
-            if select.select([ours], [], [], 1)[0]:
-                seen += os.read(ours, 4096)
-
-    until(b"Ctrl-] leaves it")
-    until(b"before-that")
-    os.write(ours, b"echo $((6 * 7))-now\r")
-    until(b"42-now")
-    os.write(ours, b"\x03")  # Ctrl-C is the guest's; its terminal throws away what was typed before it
+    terminal = Terminal(lab, tiny)
+    terminal.until(b"before-that")
+    terminal.type(b"echo $((6 * 7))-now\r")
+    terminal.until(b"42-now")
+    terminal.type(b"\x03")  # Ctrl-C is the guest's; its terminal throws away what was typed before it
     time.sleep(1)
-    os.write(ours, b"echo again$((1))\r")
-    until(b"again1")
+    terminal.type(b"echo again$((1))\r")
+    terminal.until(b"again1")
     # A revert is another QEMU with another line; what is typed right after it is not lost.
     tiny.snapshot("s").revert()
-    os.write(ours, b"echo after$((2))\r")
-    until(b"after2")
-    assert process.poll() is None
-    os.write(ours, b"\x1d")
-    until(b"Left the serial line")
-    assert process.wait(10) == 0
-    os.close(ours)
+    terminal.type(b"echo after$((2))\r")
+    terminal.until(b"after2")
+    terminal.leave()
+
+
+def test_a_terminal_shares_the_serial_line(lab: Lab, tiny: Machine) -> None:
+    terminal = Terminal(lab, tiny)
+    terminal.type(b"echo mine$((1))\r")
+    terminal.until(b"mine1")
+    # Somebody else types; that is seen here, and the next key takes the line back.
+    tiny.send_serial("echo theirs$((2))\n")
+    terminal.until(b"theirs2")
+    terminal.type(b"cat >/tmp/pasted\r")
+    tiny.wait_for_file("/tmp/pasted")
+    # More at once than the guest's serial port has room for.
+    pasted = "".join(f"line {n:2} of the pasted text, none of which must be lost.\n" for n in range(12))
+    assert len(pasted) > 600
+    terminal.type(pasted.replace("\n", "\r").encode())
+    terminal.until(b"line 11 of the pasted text, none of which must be lost.")
+    terminal.type(b"\x04")
+    tiny.wait_until_fails("pidof cat")
+    assert tiny.execute("cat /tmp/pasted").stdout == pasted
+    # What was typed right before leaving arrives.
+    tiny.send_serial("echo theirs$((3))\n")
+    terminal.type(b"touch /tmp/left\r")
+    terminal.leave()
+    tiny.wait_for_file("/tmp/left")

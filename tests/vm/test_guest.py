@@ -377,6 +377,37 @@ def test_no_screenshot_of_a_machine_that_is_off(tiny: Machine) -> None:
         tiny.screenshot()
 
 
+def test_screenshots_while_a_machine_is_reverted(tiny: Machine) -> None:
+    clean = tiny.snapshot("clean")
+    over = threading.Event()
+    pictures: list[object] = []
+    told: list[str] = []
+    wrong: list[BaseException] = []
+
+    def look() -> None:
+        while not over.is_set():
+            try:
+                pictures.append(tiny.screenshot())
+            except WrongState as error:
+                told.append(error.message)
+            except BaseException as error:  # shown below; a thread's own end would be overlooked
+                wrong.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(8):
+            clean.revert()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert pictures
+    assert not [words for words in told if "is paused" in words], "a paused machine has a screen"
+
+
 def test_the_pointer_goes_to_the_pixel(desktop: Machine) -> None:
     size = desktop.screenshot().size
     pointer = keys.Pointer(desktop.domain, size)

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 from server_process import JupyterProcess, close_code, jupyter_process
 
-from vmlab.errors import NotFound
+from vmlab.errors import NotFound, SnapshotDamaged
 from vmlab.hypervisor.watch import LifecycleWatch, guests_exist
 from vmlab.lab import Lab
 from vmlab.machine import Machine
@@ -321,7 +321,7 @@ def test_watching_libvirt_can_be_let_go_and_taken_up(lab: Lab, tiny: Machine) ->
 # -- the whole API -----------------------------------------------------------------------------------------------
 
 
-def test_a_life(server: JupyterProcess, events: Listener, names: Callable[..., str]) -> None:
+def test_a_life(server: JupyterProcess, events: Listener, names: Callable[..., str], lab: Lab) -> None:
     name, other = names("life"), names("other")
     made = server.api("POST", "machines", {"name": name, "image": "tiny", "description": "x"}, login="cookie")
     assert made.status == 400  # a machine is described afterwards
@@ -356,6 +356,11 @@ def test_a_life(server: JupyterProcess, events: Listener, names: Callable[..., s
     renamed = names("renamed")
     assert server.api("POST", f"machines/{other}/rename", {"name": renamed}).json["name"] == renamed
     events.wait(kind="machine-gone", machine=other)
+    events.wait(kind="machine", machine=renamed, state="off", doing=None)
+    events.found.clear()
+    # By another process, after the rename.
+    lab.machine(renamed).describe("still told of")
+    events.wait(kind="machine", machine=renamed)
     assert server.api("DELETE", f"machines/{renamed}").status == 204
     assert server.api("DELETE", one).status == 204
     assert server.api("GET", one).status == 404
@@ -413,8 +418,13 @@ def test_questions_are_answered_while_verbs_work(server: JupyterProcess, invader
 def leftovers(lab: Lab, machine: Machine) -> list[str]:
     """Return presents of a machine and throw-away forks of its states."""
     store = lab.store
-    ours = {s for s in store.snapshot_ids() if store.snapshot(s).machine == machine.uuid}
-    found = [s for s in ours if store.snapshot(s).kind == "present"]
+    records = []
+    for identity in store.snapshot_ids():
+        # It may have gone since it was listed.
+        with contextlib.suppress(SnapshotDamaged):
+            records.append(store.snapshot(identity))
+    ours = {record.id for record in records if record.machine == machine.uuid}
+    found = [record.id for record in records if record.id in ours and record.kind == "present"]
     for name in store.machine_names():
         if name.startswith("look-"):
             # Others may be comparing something in the same lab.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmlab.errors import UsageError, VMLabError, WrongState
-from vmlab.guest.serial import SerialLog
+from vmlab.guest.serial import SerialLog, linger, send_piece
 from vmlab.render.results import Note
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: The key that leaves: Ctrl-], as in ``virsh console`` and telnet.
 LEAVE = b"\x1d"
-#: Bytes of the log shown at the beginning, so that one sees where one is.
-BEFORE = 4096
+#: Bytes of the log shown at the beginning, so that one sees where one is, and the most that are shown at once.
+BEFORE, PIECE = 4096, 1 << 16
 #: Seconds between two looks for output, and between two looks whether the machine still runs.
 LOOK, ALIVE = 0.02, 1.0
 #: Seconds within which a machine that is being reverted is there again.
@@ -36,7 +36,8 @@ def _raw(terminal: int) -> Iterator[None]:
     """Pass every key on as it is, Ctrl-C too."""
     before = termios.tcgetattr(terminal)
     try:
-        tty.setraw(terminal)
+        # Not tty's default, which throws away what was typed since the command was started.
+        tty.setraw(terminal, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
@@ -63,52 +64,87 @@ def attach(machine: Machine, ui: UI) -> Note:
     keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
     ui.say(f"The serial line of {machine.name}; Ctrl-] leaves it.")
     log = SerialLog.of(domain)
-    # Opened before the log is read: a little may be seen twice, nothing is missed.
-    stream: SerialStream | None = machine.open_serial()
-    pid = domain.pid
+    shown = max(0, log.position - BEFORE)
+    line = _Line(machine)
+    typed, sent, leaving = b"", 0, False
+    looked = alive = time.monotonic()
     end = f"{machine.name} is not running any more."
     try:
         with _raw(keys):
-            _write(screen, log.read(max(0, log.position - BEFORE)))
-            looked = time.monotonic()
-            while stream is not None:
-                if select.select([keys], [], [], LOOK)[0]:
-                    typed = os.read(keys, 1024)
-                    before, leave, _ = typed.partition(LEAVE)
-                    if domain.pid != pid:
-                        # Reverted; the stream has not noticed yet, and would lose what it is given.
-                        stream.close()
-                        stream, pid = _again(machine), domain.pid
-                        if stream is None:
-                            break
-                    stream.send(before)
-                    if leave or not typed:
-                        end = f"Left the serial line of {machine.name}."
-                        break
-                while data := stream.recv(1 << 16):
-                    _write(screen, data)
-                if stream.ended:
-                    stream.close()
-                    stream, pid = _again(machine), domain.pid
-                elif time.monotonic() - looked > ALIVE:
-                    looked = time.monotonic()
-                    if domain.state() not in ("running", "paused"):
+            while True:
+                if shown > log.position:
+                    shown = 0  # begun anew
+                # A piece a turn: between any two the keys are heard, however much the guest writes.
+                data = log.read(shown, PIECE)
+                shown += len(data)
+                _write(screen, data)
+                if not leaving and select.select([keys], [], [], 0 if data or sent else LOOK)[0]:
+                    new = os.read(keys, 1024)
+                    before, leave, _ = new.partition(LEAVE)
+                    typed += before
+                    leaving = bool(leave) or not new
+                sent = line.send(typed)
+                typed = typed[sent:]
+                if leaving and not sent:
+                    end = f"Left the serial line of {machine.name}."
+                    break
+                now = time.monotonic()
+                if now - looked > ALIVE:
+                    looked = now
+                    if domain.state() in ("running", "paused"):
+                        alive = now
+                    elif now - alive > REVERT:
                         break
     finally:
-        if stream is not None:
-            stream.close()
+        line.close()
     return Note(f"\n{end}", machine=machine.name)
 
 
-def _again(machine: Machine) -> SerialStream | None:
-    """Open the line of the next QEMU, after a revert; None if none comes."""
-    end = time.monotonic() + REVERT
-    while time.monotonic() < end:
-        # Not there yet, or not yet ours to open.
-        with contextlib.suppress(VMLabError):
-            return machine.open_serial()
-        time.sleep(0.1)
-    return None
+class _Line:
+    """The line itself, for typing only: what the guest writes is read from the log, which disturbs nobody.
+
+    It is opened when there is something to send, and again for the next QEMU after a revert, or when somebody else has
+    taken it.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._domain = machine.domain
+        self._stream: SerialStream | None = None
+        self._pid: int | None = None
+        self._heard = False
+
+    def send(self, data: bytes) -> int:
+        """Send a piece and return how many bytes that was; 0 while the line cannot be had or the guest has no room."""
+        try:
+            if self._stream is not None:
+                # The echo; it is shown from the log.
+                self._heard = bool(self._stream.recv(1 << 16)) or self._heard
+                # Reverted; the stream may not have noticed yet, and would lose what it is given.
+                if self._stream.ended or self._domain.pid != self._pid:
+                    self._drop()
+            if not data:
+                return 0
+            if self._stream is None:
+                self._pid, self._heard = self._domain.pid, False
+                self._stream = self._machine.open_serial(LOOK)
+            return send_piece(self._stream, data)
+        except VMLabError:
+            # Not ours any more, or not there at the moment.
+            self._drop()
+            return 0
+
+    def close(self) -> None:
+        """Let go of the line when the guest has what was sent."""
+        if self._stream is not None:
+            with contextlib.suppress(VMLabError):
+                linger(self._stream, self._heard)
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
 
 def _write(screen: int, data: bytes) -> None:

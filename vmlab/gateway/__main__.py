@@ -24,9 +24,10 @@ from websockify.auth_plugins import ExpectOrigin
 from websockify.token_plugins import BasePlugin
 from websockify.websocketproxy import ProxyRequestHandler, WebSocketProxy
 
-from vmlab.errors import NotFound, VMLabError
+from vmlab.errors import VMLabError
 from vmlab.gateway import CONSOLE_JS, IDLE, PATIENCE
 from vmlab.hypervisor import account as accounts
+from vmlab.hypervisor.console import GONE, NOT_RUNNING, close_code, screen_socket
 from vmlab.hypervisor.domain import Domain
 from vmlab.store.store import Store
 
@@ -37,12 +38,13 @@ FILES = {
     "/page.js": (HERE / "page.js", "text/javascript; charset=utf-8"),
     "/console.js": (CONSOLE_JS, "text/javascript; charset=utf-8"),
 }
-#: Why a connection ends, as our Jupyter server says it too.
-UNKNOWN, NOT_RUNNING, WENT_AWAY, NO_LIBVIRT = 4404, 4409, 4410, 4503
 #: The most that a page may send to us, in bytes.
 LONGEST = 1000
 #: Seconds between two pings, so that no tunnel takes the line for dead.
 HEARTBEAT = 30
+#: Seconds that a request may take to come, and connections at once: each is a process, and whoever is on this host can
+#: make one.
+REQUEST, MOST = 10, 64
 
 
 class Doors:
@@ -99,18 +101,16 @@ class ConsoleKeys(BasePlugin):  # type: ignore[misc]  # websockify has no types
         name = self._doors.machine(token)
         if name is None:
             return None
-        self.trouble = (NOT_RUNNING, f"{name} is not running")
-        path: Path | None = None
+        path = ""
         try:
             account = accounts.account()
             store = Store(self._home, account)
             store.machine(name)
-            path = Domain(account, name, store.machine_folder(name) / "serial.log").vnc_socket
-        except NotFound:
-            self.trouble = (UNKNOWN, f"there is no machine {name}")
+            domain = Domain(account, name, store.machine_folder(name) / "serial.log")
+            path = str(screen_socket(domain, domain.state()))
         except VMLabError as error:
-            self.trouble = (NO_LIBVIRT, error.message[:100])
-        return "unix_socket", str(path or "")
+            self.trouble = (close_code(error), error.message[:100])
+        return "unix_socket", path
 
 
 class Handler(ProxyRequestHandler):  # type: ignore[misc]
@@ -120,6 +120,7 @@ class Handler(ProxyRequestHandler):  # type: ignore[misc]
     path: str
     server_version = "vmlab"
     sys_version = ""
+    timeout = REQUEST
 
     def validate_connection(self) -> None:
         """Refuse a WebSocket without a key that we gave, before it is one."""
@@ -137,14 +138,16 @@ class Handler(ProxyRequestHandler):  # type: ignore[misc]
         """Connect, and say by the close code why a connection ends or cannot be."""
         if not self.server.unix_target:
             raise self.CClose(*self.server.token_plugin.trouble)
+        # Of a page that looks on, nothing may come for hours.
+        self.request.settimeout(None)
         try:
             super().new_websocket_client()
         except OSError as error:
-            raise self.CClose(WENT_AWAY, "the guest's QEMU went away") from error
+            raise self.CClose(GONE, "the guest's QEMU went away") from error
         except self.CClose as close:
             # websockify says "Target closed", and 1011 when the socket was there and nobody behind it.
             if close.args[0] == 1011 or close.args[1] == "Target closed":
-                raise self.CClose(WENT_AWAY, "the guest's QEMU went away") from close
+                raise self.CClose(GONE, "the guest's QEMU went away") from close
             raise
 
     def do_GET(self) -> None:  # noqa: N802 - http.server's name
@@ -224,14 +227,21 @@ class GatewayServer(WebSocketProxy):  # type: ignore[misc]
         )
 
     def poll(self) -> None:
-        """End when nobody was here for long; called once a second. A child process is a page that is connected."""
-        if self._tied and select.select([sys.stdin], [], [], 0)[0]:
-            self.terminate()
-        now = time.monotonic()
-        if multiprocessing.active_children():
-            self._seen = now
-        if now - self._seen > (self._idle if self.doors.used else self._patience):
-            self.terminate()
+        """End when nobody was here for long; called before each connection is taken, and once a second.
+
+        A child process is a page that is connected. With too many of them the next has to wait.
+        """
+        while True:
+            if self._tied and select.select([sys.stdin], [], [], 0)[0]:
+                self.terminate()
+            now, children = time.monotonic(), len(multiprocessing.active_children())
+            if children:
+                self._seen = now
+            if now - self._seen > (self._idle if self.doors.used else self._patience):
+                self.terminate()
+            if children < MOST:
+                return
+            time.sleep(0.2)
 
     def top_new_client(self, startsock: socket.socket, address: Any) -> None:
         """Serve a connection, in the child process, which ends like any other program."""

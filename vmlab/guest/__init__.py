@@ -25,13 +25,21 @@ __all__ = ["GuestDomain", "SerialStream"]
 
 
 class SerialStream(Protocol):
-    """The open serial line of a guest."""
+    """The open serial line of a guest.
+
+    Attributes
+    ----------
+    ended
+        The guest's QEMU is gone, as `recv` has found out; what is sent from now on is lost.
+    """
+
+    ended: bool
 
     def recv(self, size: int, /) -> bytes:
         """Return up to ``size`` bytes that have come, without waiting for more than a moment; empty if none."""
 
-    def send(self, data: bytes, /) -> Any:
-        """Send all of the bytes to the guest."""
+    def try_send(self, data: bytes, /) -> int:
+        """Send what there is room for, and return how many bytes that was; 0 until the guest has read."""
 
     def close(self) -> None:
         """Close the line; the guest does not notice."""
@@ -47,6 +55,10 @@ class GuestDomain(Protocol):
     """
 
     name: str
+
+    @property
+    def pid(self) -> int | None:
+        """The process number of its QEMU, another one after each start and revert; None if there is none."""
 
     @property
     def serial_log(self) -> Path:

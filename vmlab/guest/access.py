@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmlab.errors import CommandFailed
-from vmlab.guest import GuestDomain
+from vmlab.guest import GuestDomain, SerialStream
 from vmlab.guest.wait import until
 
 if TYPE_CHECKING:
@@ -233,7 +233,11 @@ class GuestAccess:
         """Write to the guest's serial line."""
         from vmlab.guest import serial
 
-        serial.send(self.domain, text)
+        serial.send(self.domain, text, open_serial=self.open_serial)
+
+    def open_serial(self) -> SerialStream:
+        """Open the serial line to write on it."""
+        return self.domain.open_serial()
 
     def wait_for_serial(self, pattern: str, timeout: float | None = 60, **options: Any) -> Any:
         """Wait until the serial line shows a regular expression; see :func:`vmlab.guest.serial.wait_for`."""

@@ -236,10 +236,20 @@ def screenshot(domain: GuestDomain, folder: Path) -> Screenshot:
     Raises
     ------
     WrongState
-        The machine is off, or has no screen.
+        The machine is off, or has no screen, or its QEMU was just being replaced by a revert.
     HypervisorError
         QEMU could not write the picture.
     """
+    between = WrongState(
+        f"{domain.name} is just being stopped, reverted or started; it has no screen at this moment.",
+        hint="try again",
+    )
+    # In this order: a QEMU has its number somewhat before libvirt takes it for running.
+    pid = domain.pid
+    if domain.state() not in ("running", "paused", "crashed"):
+        if pid is not None:
+            raise between
+        raise WrongState(f"{domain.name} is off; it has no screen to show.", hint=f"start {domain.name}")
     path = folder / f".screen-{os.getpid()}-{os.urandom(4).hex()}.ppm"
     try:
         # PPM is written in a few ms; encoding PNG would hold QEMU's main loop, and with it the guest's devices.
@@ -247,10 +257,15 @@ def screenshot(domain: GuestDomain, folder: Path) -> Screenshot:
         with PillowImage.open(path) as image:
             image.load()
             return Screenshot(image, domain.name)
-    except HypervisorError as error:
-        if domain.state() not in ("running", "paused", "crashed"):
-            raise WrongState(
-                f"{domain.name} is off; it has no screen to show.", hint=f"start {domain.name}"
+    except (HypervisorError, WrongState, OSError) as error:
+        # What is told of a QEMU that is not there any more does not help anybody.
+        if pid is None or domain.pid != pid:
+            raise between from error
+        if isinstance(error, WrongState):
+            raise
+        if isinstance(error, OSError):
+            raise HypervisorError(
+                f"The picture of {domain.name} cannot be read: {error.strerror or error}.", folder=str(folder)
             ) from error
         if "no QemuConsole" in str(error) or "no console" in str(error).lower() or "no surface" in str(error):
             raise WrongState(
@@ -258,10 +273,6 @@ def screenshot(domain: GuestDomain, folder: Path) -> Screenshot:
             ) from error
         raise HypervisorError(
             f"QEMU could not take a picture of {domain.name}.", qemu_says=error.message, folder=str(folder)
-        ) from error
-    except OSError as error:
-        raise HypervisorError(
-            f"The picture of {domain.name} cannot be read: {error.strerror or error}.", folder=str(folder)
         ) from error
     finally:
         with contextlib.suppress(OSError):

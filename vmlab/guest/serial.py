@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmlab.errors import UsageError, WrongState
-from vmlab.guest import GuestDomain
+from vmlab.guest import GuestDomain, SerialStream
 from vmlab.guest.wait import until
 
-__all__ = ["SerialLog", "read", "send", "strip_ansi", "wait_for"]
+__all__ = ["SerialLog", "linger", "read", "send", "send_piece", "strip_ansi", "wait_for"]
 
 #: Bytes of the log that are looked at when lines are asked for from its end.
 TAIL = 1 << 16
-#: Bytes sent at once, what the queue of a 16550 port holds, and seconds between: a guest loses what it has no room for.
+#: Bytes sent at once, what the queue of a 16550 port holds, and seconds between, see `send_piece`.
 PIECE, PAUSE = 16, 0.01
 #: Seconds to keep the line open for the guest's echo.
 LINGER = 2.0
@@ -99,12 +99,12 @@ class SerialLog:
         except FileNotFoundError:
             return 0
 
-    def read(self, since: int = 0) -> bytes:
-        """Return the bytes from a position to the end."""
+    def read(self, since: int = 0, most: int = -1) -> bytes:
+        """Return the bytes from a position to the end, or only the first ``most`` of them."""
         try:
             with self.path.open("rb") as file:
                 file.seek(since if since <= self.position else 0)
-                return file.read()
+                return file.read(most)
         except FileNotFoundError:
             return b""
 
@@ -189,7 +189,20 @@ def _never() -> re.Match[str]:
     raise AssertionError("until() returns only what is true")
 
 
-def send(domain: GuestDomain, text: str | bytes) -> None:
+def send_piece(stream: SerialStream, data: bytes) -> int:
+    """Send the next few bytes as fast as a guest can take them, and return how many that were.
+
+    Whoever types on a serial line does it with this, again and again until all is sent: what comes faster, a guest
+    loses. It waits for `PAUSE` seconds, never for the guest: while that has no room (it is paused), the answer is 0.
+    """
+    sent = stream.try_send(data[:PIECE])
+    time.sleep(PAUSE)
+    return sent
+
+
+def send(
+    domain: GuestDomain, text: str | bytes, *, open_serial: Callable[[], SerialStream] | None = None
+) -> None:
     r"""Write to the guest's serial line, as if typed on a terminal there.
 
     Parameters
@@ -199,34 +212,49 @@ def send(domain: GuestDomain, text: str | bytes) -> None:
     text
         Text is sent as UTF-8, and each newline as a carriage return, which is what the Return key sends. Bytes are
         sent as they are.
+    open_serial
+        Opens the line; the guest's own way by default.
 
     Raises
     ------
     WrongState
-        The machine is off.
+        The machine is off, or was reverted or stopped meanwhile.
     """
     data = text if isinstance(text, bytes) else text.replace("\r\n", "\n").replace("\n", "\r").encode()
     if domain.state() not in ("running", "paused"):
         raise WrongState(f"{domain.name} is off; nobody reads its serial line.", hint=f"start {domain.name}")
-    stream = domain.open_serial()
+    stream = (open_serial or domain.open_serial)()
     try:
         heard = False
-        for at in range(0, len(data), PIECE):
-            stream.send(data[at : at + PIECE])
-            time.sleep(PAUSE)
+        while data and not stream.ended:
+            data = data[send_piece(stream, data) :]
             heard = bool(stream.recv(4096)) or heard
-        # Stay until the echo has passed. QEMU looks only once a second whether somebody has opened its terminal, and
-        # what was sent is lost with a close before that; and its serial port can stop sending for good when its peer
-        # goes while it waits to write (seen with QEMU 10.0).
-        end, quiet = time.monotonic() + LINGER, 0
-        while (not heard or quiet < 5) and time.monotonic() < end:
-            time.sleep(0.02)
-            if stream.recv(4096):
-                heard, quiet = True, 0
-            else:
-                quiet += 1
+        heard = linger(stream, heard)
+        # Without an echo nobody knows what has arrived; with one, the text itself may have ended the guest.
+        if stream.ended and (data or not heard):
+            raise WrongState(
+                f"{domain.name} was reverted or stopped meanwhile; not all was sent.",
+                hint=f"look at what arrived: `%vm serial {domain.name}`",
+            )
     finally:
         stream.close()
+
+
+def linger(stream: SerialStream, heard: bool) -> bool:
+    """Wait until the echo of what was sent has passed, before a line is closed; return whether anything was heard.
+
+    QEMU looks only once a second whether somebody has opened its terminal, and what was sent is lost with a close
+    before that; and its serial port can stop sending for good when its peer goes while it waits to write (seen with
+    QEMU 10.0).
+    """
+    end, quiet = time.monotonic() + LINGER, 0
+    while (not heard or quiet < 5) and not stream.ended and time.monotonic() < end:
+        time.sleep(0.02)
+        if stream.recv(4096):
+            heard, quiet = True, 0
+        else:
+            quiet += 1
+    return heard
 
 
 def read(domain: GuestDomain, lines: int | None = None, *, since: int = 0, plain: bool = True) -> str:

@@ -15,6 +15,7 @@ import base64
 import contextlib
 import io
 import secrets
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -94,6 +95,8 @@ class Console(anywidget.AnyWidget):
     def close(self) -> None:
         """Take the console away; the output keeps the last picture. The machine is not touched."""
         super().close()
+        with contextlib.suppress(RuntimeError):  # closed before
+            self._worker.submit(self._stop_gateway)
         self._worker.shutdown(wait=False)
         self._output.close()
 
@@ -177,11 +180,16 @@ class Console(anywidget.AnyWidget):
     def _open_gateway(self, _said: dict[str, Any]) -> None:
         from vmlab import gateway
 
-        if self._gateway is not None:
-            self._gateway.stop()  # its address was used, or lost
+        self._stop_gateway()  # its address was used, or lost
         self._gateway = gateway.start([self.machine], self._machine._lab.home)
+        # It may end by itself: then it should not stay as a zombie for as long as the kernel lives.
+        threading.Thread(target=self._gateway.process.wait, daemon=True).start()
         # As a message: the address is a key, and what is in a trait is saved with the notebook.
         self.send({"what": "gateway", "address": self._gateway.address})
+
+    def _stop_gateway(self) -> None:
+        if self._gateway is not None:
+            self._gateway.stop()
 
 
 class Consoles(ipywidgets.Box):

@@ -6,10 +6,9 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from tornado.websocket import WebSocketClosedError
-
 from vmlab.errors import HypervisorError, WrongState
-from vmlab.server.sockets import GONE, MachineSocket
+from vmlab.hypervisor.console import GONE, screen_socket
+from vmlab.server.sockets import MachineSocket
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,30 +19,27 @@ if TYPE_CHECKING:
 PIECE = 128 << 10
 #: The close code for text where bytes belong (RFC 6455).
 NOT_BINARY = 1003
+#: The first bytes of what a person does: a key, the pointer, a text to paste, a key as QEMU's extension has it.
+DONE_BY_PERSON = (4, 5, 6, 255)
 
 
 def socket_path(lab: Lab, name: str) -> Path:
-    """Return the UNIX socket of a machine's screen. It is another one after each start, so ask each time.
+    """Return the UNIX socket of a machine's screen; see :func:`vmlab.hypervisor.console.screen_socket`.
 
     Raises
     ------
     NotFound
         There is no such machine.
-    WrongState
-        It does not run, or has no screen.
     """
     machine = lab.machine(name)
-    state = machine.state
-    path = machine._domain().vnc_socket if state in ("running", "paused", "crashed") else None
-    if path is None:
-        raise WrongState(f"{name} is {state}." if state != "running" else f"{name} has no screen.")
-    return path
+    return screen_socket(machine._domain(), machine.state)
 
 
 class ConsoleSocket(MachineSocket):
     """``consoles/<machine>/vnc``: the bytes of RFB (RFC 6143), as QEMU sends and takes them.
 
-    It closes with 4410 in the moment in which QEMU goes away: the machine was stopped, reverted, or started anew.
+    It closes with 4410 in the moment in which QEMU goes away: the machine was stopped, reverted, or started anew. With
+    1003 it closes when the page sends text.
     """
 
     _guest: socket.socket | None = None
@@ -62,7 +58,7 @@ class ConsoleSocket(MachineSocket):
         except OSError as error:
             guest.close()
             raise HypervisorError(f"The screen of {name} cannot be reached.", system=error) from error
-        if self.ws_connection is None:
+        if self._over.done():
             # The page has gone meanwhile.
             guest.close()
             return
@@ -76,8 +72,6 @@ class ConsoleSocket(MachineSocket):
         try:
             while data := await loop.sock_recv(self._guest, PIECE):
                 await self.write_message(data, binary=True)
-        except WebSocketClosedError:
-            return
         except OSError:
             # Reset: QEMU was killed.
             pass
@@ -85,14 +79,16 @@ class ConsoleSocket(MachineSocket):
 
     async def on_message(self, message: str | bytes) -> None:
         """Send QEMU what the page sends; the next message is not read before QEMU has taken this one."""
-        self.touched()
         if isinstance(message, str):
             self.end(NOT_BINARY, "RFB is binary")
             return
         if self._guest is None:
             return
+        # Not the rest: a page asks for pictures as long as it is open.
+        if message and message[0] in DONE_BY_PERSON:
+            self.touched()
         try:
-            await asyncio.get_running_loop().sock_sendall(self._guest, message)
+            await self.unless_over(asyncio.get_running_loop().sock_sendall(self._guest, message))
         except OSError:
             self.end(GONE, "the guest's QEMU has ended")
 
@@ -100,6 +96,8 @@ class ConsoleSocket(MachineSocket):
         """Close QEMU's socket."""
         guest, self._guest = self._guest, None
         if guest is not None:
-            # Wakes a sendall that waits for QEMU; closing alone would leave it waiting on a number that is used again.
-            guest.shutdown(socket.SHUT_RDWR)
-            asyncio.get_running_loop().call_soon(guest.close)
+            # First, because the loop knows it by its number, which the next connection may get.
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(guest)
+            loop.remove_writer(guest)
+            guest.close()

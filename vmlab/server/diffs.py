@@ -38,6 +38,8 @@ class _Comparing(Handler):
     async def prepare(self) -> None:  # type: ignore[override]  # as in APIHandler
         """Count it as activity of the user, who waits for it."""
         await super().prepare()
+        # Jupyter asks it only of what is no GET; guests must not be run by an address in somebody else's page.
+        self.check_xsrf_cookie()
         self._track_activity = True
 
     def on_connection_close(self) -> None:

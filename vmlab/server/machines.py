@@ -144,7 +144,7 @@ class Screen(Handler):
     async def get(self, name: str) -> None:
         """Send the screen as it is now, or at most a second ago."""
         width = self.width()
-        png = await self.service.read(lambda lab: self.service.screen(lab.machine(name), width))
+        png = await self.service.screen(name, width)
         self.set_header("Cache-Control", "no-cache")
         self.picture(png)
 

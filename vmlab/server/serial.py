@@ -11,29 +11,102 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asyncinotify import Inotify, Mask
-from tornado.websocket import WebSocketClosedError
 
 from vmlab.errors import HypervisorError, VMLabError
+from vmlab.guest.serial import send_piece
+from vmlab.hypervisor.console import GONE, NO_LIBVIRT, NOT_RUNNING, lives
 from vmlab.server.service import Service
-from vmlab.server.sockets import GONE, NOT_RUNNING, MachineSocket
+from vmlab.server.sockets import MachineSocket
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from vmlab.hypervisor.domain import SerialStream
     from vmlab.lab import Lab
 
 #: Bytes from the end of the log that a page gets first, and the most that are read at once.
 SCROLLBACK = PIECE = 64 << 10
-#: Bytes sent to the guest at once, what the queue of its port holds, and seconds between: it loses what it has no room
-#: for. Messages of pages that may wait for that.
-TYPED, PAUSE, WAITING = 16, 0.01, 64
+#: Bytes that may wait to be typed when still more comes: more than anybody types to a guest that does not read.
+WAITING = 1 << 20
 #: Seconds between two looks at what the line echoes: it comes by the log, too, and only has to be taken away.
 DRAIN = 0.05
-#: How often the line is tried, and seconds between: during a revert it is not there, or not yet ours to open.
-TRIES, AGAIN = 30, 0.1
+#: Seconds for which the line is tried, between two tries, and that one waits for whoever works on the machine: during
+#: a revert it is not there, or not yet ours to open.
+PATIENCE, AGAIN, OPENING = 3.0, 0.1, 1.0
+
+
+class Typist:
+    """The line of one machine as something to type on: what blocks, in threads.
+
+    Parameters
+    ----------
+    name
+        The machine.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._stream: SerialStream | None = None
+        self._pid: int | None = None
+        self._left = False
+
+    @property
+    def has_line(self) -> bool:
+        """Whether the line is open."""
+        return self._stream is not None
+
+    def type(self, lab: Lab, data: bytes) -> int:
+        """Send the next bytes, and return how many; take away what has come.
+
+        Raises
+        ------
+        VMLabError
+            The line was taken over by somebody else, cannot be had now, or its QEMU is gone.
+        """
+        with self._lock:
+            try:
+                return self._type(lab, data)
+            except BaseException:
+                self._close()
+                raise
+
+    def _type(self, lab: Lab, data: bytes) -> int:
+        while not self._left and self._stream is not None and self._stream.recv(4096):
+            pass
+        machine = lab.machine(self._name)
+        pid = machine._domain().pid
+        # Reverted: another QEMU, another line. The stream learns of it somewhat later, and would take what is typed
+        # meanwhile and lose it.
+        if self._stream is not None and (self._stream.ended or pid != self._pid):
+            self._close()
+        if not data:
+            return 0
+        if self._stream is None:
+            self._stream, self._pid = machine.open_serial(timeout=OPENING), pid
+        # The last page may have gone meanwhile.
+        return 0 if self._left else send_piece(self._stream, data)
+
+    def leave(self, pool: ThreadPoolExecutor) -> None:
+        """Type no more, and let go of the line in a thread as soon as it is not in use; blocks nobody."""
+        self._left = True
+        pool.submit(self._leave)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
 
 class SerialLine:
@@ -52,7 +125,9 @@ class SerialLine:
         self._service = service
         self.viewers: set[SerialSocket] = set()
         self._grown = asyncio.Event()
-        self._typed: asyncio.Queue[bytes] = asyncio.Queue(WAITING)
+        self._typist = Typist(name)
+        self._typed: asyncio.Queue[bytes] = asyncio.Queue()
+        self._waiting = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     def join(self, viewer: SerialSocket) -> None:
@@ -60,6 +135,8 @@ class SerialLine:
         self.viewers.add(viewer)
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._write())]
+            for task in self._tasks:
+                task.add_done_callback(self._ended)
 
     def leave(self, viewer: SerialSocket) -> None:
         """Let a page go, and with the last one the line."""
@@ -68,6 +145,7 @@ class SerialLine:
             for task in self._tasks:
                 task.cancel()
             self._tasks = []
+            self._typist.leave(self._service.typists)
             if self._service.serial_lines.get(self.name) is self:
                 del self._service.serial_lines[self.name]
 
@@ -90,61 +168,45 @@ class SerialLine:
         event, self._grown = self._grown, asyncio.Event()
         event.set()
 
-    async def type(self, data: bytes) -> None:
-        """Send to the guest what a page typed; waits where the guest does not read as fast."""
-        await self._typed.put(data)
+    def type(self, data: bytes) -> bool:
+        """Send to the guest what a page typed, in its time; False: so much waits that the guest cannot be reading."""
+        if self._waiting > WAITING:
+            return False
+        self._waiting += len(data)
+        self._typed.put_nowait(data)
+        return True
 
     async def _write(self) -> None:
-        stream: SerialStream | None = None
-        pid: int | None = None
-        read = self._service.read
+        while True:
+            data = b""
+            with contextlib.suppress(TimeoutError):
+                data = await asyncio.wait_for(self._typed.get(), DRAIN if self._typist.has_line else None)
+            await self._send(data)
+            self._waiting -= len(data)
 
-        def step(lab: Lab, data: bytes) -> int:
-            nonlocal stream, pid
+    async def _send(self, data: bytes) -> None:
+        end = time.monotonic() + PATIENCE
+        while True:
             try:
-                while stream is not None and stream.recv(4096):
-                    pass
-                machine = lab.machine(self.name)
-                domain = machine._domain()
-                # Reverted: another QEMU, another line. The stream learns of it somewhat later, and would take what is
-                # typed meanwhile and lose it.
-                if stream is not None and (stream.ended or domain.pid != pid):
-                    stream.close()
-                    stream = None
-                if not data:
-                    return 0
-                if stream is None:
-                    stream = machine.open_serial()
-                    pid = domain.pid
-                sent = stream.try_send(data)
+                sent = await self._service.type(partial(self._typist.type, data=data))
             except VMLabError:
-                # Taken over by somebody else, or its QEMU is gone.
-                if stream is not None:
-                    stream.close()
-                stream = None
-                raise
-            return sent
+                if not data or time.monotonic() > end:
+                    return
+                await asyncio.sleep(AGAIN)
+                continue
+            end = time.monotonic() + PATIENCE
+            data = data[sent:]
+            if not data:
+                return
+            if not sent:
+                await asyncio.sleep(DRAIN)
 
-        try:
-            while True:
-                data = b""
-                with contextlib.suppress(TimeoutError):
-                    data = await asyncio.wait_for(self._typed.get(), None if stream is None else DRAIN)
-                tries = TRIES if data else 1
-                while tries:
-                    try:
-                        sent = await read(lambda lab, piece=data[:TYPED]: step(lab, piece))  # type: ignore[misc]
-                    except VMLabError:
-                        tries -= 1
-                        await asyncio.sleep(AGAIN)
-                        continue
-                    data = data[sent:]
-                    if not data:
-                        break
-                    await asyncio.sleep(PAUSE if sent else DRAIN)
-        finally:
-            if stream is not None:
-                stream.close()
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._service.log.error("vmlab: the serial line of %s is given up", self.name, exc_info=error)
+            for viewer in tuple(self.viewers):
+                viewer.end(NO_LIBVIRT, "the serial line cannot be followed; the server's log shows why")
 
 
 def log_of(lab: Lab, name: str) -> tuple[Path, str]:
@@ -156,8 +218,8 @@ def log_of(lab: Lab, name: str) -> tuple[Path, str]:
 class SerialSocket(MachineSocket):
     """``consoles/<machine>/serial``: first the end of the log, then what the guest writes; and what the page types.
 
-    Of a machine that does not run it sends the end of the log, and closes with 4409. It closes with 4410 when QEMU goes
-    away.
+    Of a machine that does not run it sends the end of the log, and closes with 4409; so it does when more is typed than
+    the machine reads. It stays open over a revert, and closes with 4410 when the machine is stopped or deleted.
     """
 
     _line: SerialLine | None = None
@@ -166,8 +228,8 @@ class SerialSocket(MachineSocket):
     async def connect(self, name: str) -> None:
         """Join the machine's line."""
         log, state = await self.service.read(lambda lab: log_of(lab, name))
-        self._alive, self._state = state in ("running", "paused", "crashed"), state
-        if self.ws_connection is None:
+        self._alive, self._state = lives(state), state
+        if self._over.done():
             return
         lines = self.service.serial_lines
         self._line = lines.setdefault(name, SerialLine(self.service, name, log))
@@ -192,20 +254,20 @@ class SerialSocket(MachineSocket):
                 else:
                     self.end(NOT_RUNNING, f"{line.name} is {self._state}")
                     return
-        except WebSocketClosedError:
-            return
         except OSError as error:
             raise HypervisorError(f"The serial log of {line.name} cannot be read.", system=error) from error
 
     def gone(self) -> None:
-        """Close it: QEMU has ended."""
+        """Close it: QEMU has ended, and no other follows."""
         self.end(GONE, "the guest's QEMU has ended")
 
     async def on_message(self, message: str | bytes) -> None:
         """Type what the page sends."""
         self.touched()
-        if self._line is not None and self._alive:
-            await self._line.type(message.encode() if isinstance(message, str) else message)
+        if self._line is None or not self._alive:
+            return
+        if not self._line.type(message.encode() if isinstance(message, str) else message):
+            self.end(NOT_RUNNING, "the machine does not read its serial line")
 
     def disconnect(self) -> None:
         """Leave the line."""

@@ -1,8 +1,8 @@
 """What all handlers of one Jupyter server share: the lab, the threads that call it, and what is kept for a moment.
 
 libvirt, the store and guests answer when they can, and Tornado's loop also serves the kernels, so nothing of them is
-ever called in the loop. There are two groups of threads: verbs (a `stop` that waits for its guest, a build of many
-minutes) can fill one, and questions are still answered by the other.
+ever called in the loop. There are groups of threads: verbs (a `stop` that waits for its guest, a build of many
+minutes) can fill one, typing on serial lines another, and questions are still answered by the third.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmlab.errors import HostError, NotFound, VMLabError
+from vmlab.hypervisor.console import lives
 
 if TYPE_CHECKING:
     from vmlab.guest.screen import Screenshot
@@ -31,8 +32,8 @@ T = TypeVar("T")
 
 #: The close code of a WebSocket whose server stops.
 GOING_AWAY = 1001
-#: Threads that answer questions, and threads in which verbs work.
-READERS, WORKERS = 8, 32
+#: Threads that answer questions, threads in which verbs work, and threads that type on serial lines.
+READERS, WORKERS, TYPISTS = 8, 32, 8
 #: Seconds for which a picture of a screen, and what the machines take, serve everybody who asks.
 SCREEN_AGE, USAGE_AGE = 1.0, 0.7
 #: Seconds between two reports of progress that say the same with another number.
@@ -44,6 +45,42 @@ class _Screen:
     taken: float
     screenshot: Screenshot
     thumbnails: dict[int, bytes] = field(default_factory=dict)
+
+    def png(self, width: int | None) -> bytes:
+        picture = self.screenshot
+        if width is None or width >= picture.width:
+            return picture.png
+        if width not in self.thumbnails:
+            self.thumbnails[width] = picture.thumbnail(width).png
+        return self.thumbnails[width]
+
+
+def _take(lab: Lab, name: str) -> _Screen:
+    from vmlab.guest.screen import screenshot
+
+    machine = lab.machine(name)
+    # Not machine.screenshot(): that waits until a fork has got its new name, and a look need not.
+    picture = screenshot(machine._domain(), machine.folder)
+    return _Screen(time.monotonic(), picture)
+
+
+def _open_lab() -> Lab:
+    try:
+        from vmlab.lab import Lab
+    except ImportError as error:
+        raise HostError(
+            "vmlab cannot run in this Jupyter server: a part of it is missing.",
+            hint="`vmlab doctor` shows what is missing; scripts/lab installs it",
+            missing=error,
+        ) from error
+    try:
+        return Lab()
+    except OSError as error:
+        raise HostError(
+            "The folder of the machines cannot be used.",
+            hint="set VMLAB_HOME to a folder that you may write to, and restart the Jupyter server",
+            system=error,
+        ) from error
 
 
 class Service:
@@ -67,12 +104,14 @@ class Service:
         self.serial_lines: dict[str, SerialLine] = {}
         self.readers = ThreadPoolExecutor(READERS, "vmlab-read")
         self._workers = ThreadPoolExecutor(WORKERS, "vmlab-work")
+        self.typists = ThreadPoolExecutor(TYPISTS, "vmlab-type")
         self._lab: Lab | None = None
         self._opening = threading.Lock()
         self._usage_lock = threading.Lock()
         self._usage: tuple[float, list[Usage]] = (0.0, [])
-        self._screens: dict[str, _Screen] = {}
-        self._screen_locks: dict[str, threading.Lock] = {}
+        #: Pictures that were taken, or are just being taken.
+        self._screens: dict[str, asyncio.Future[_Screen]] = {}
+        self._naming = threading.Lock()
         self._reserved: set[str] = set()
 
     def lab(self) -> Lab:
@@ -83,25 +122,11 @@ class Service:
         HostError
             This host cannot have one; says what is missing.
         """
-        with self._opening:
-            if self._lab is None:
-                try:
-                    from vmlab.lab import Lab
-                except ImportError as error:
-                    raise HostError(
-                        "vmlab cannot run in this Jupyter server: a part of it is missing.",
-                        hint="`vmlab doctor` shows what is missing; scripts/lab installs it",
-                        missing=error,
-                    ) from error
-                try:
-                    self._lab = Lab()
-                except OSError as error:
-                    raise HostError(
-                        "The folder of the machines cannot be used.",
-                        hint="set VMLAB_HOME to a folder that you may write to, and restart the Jupyter server",
-                        system=error,
-                    ) from error
-            return self._lab
+        lab = self._lab
+        if lab is None:
+            with self._opening:
+                lab = self._lab = self._lab or _open_lab()
+        return lab
 
     async def read(self, ask: Callable[[Lab], T]) -> T:
         """Ask the lab something, in a thread, and return its answer.
@@ -113,6 +138,10 @@ class Service:
     async def work(self, do: Callable[[Lab], T]) -> T:
         """Have the lab do something that may take long, in a thread, and return its result."""
         return await self._in_thread(self._workers, do)
+
+    async def type(self, do: Callable[[Lab], T]) -> T:
+        """Have something typed on a serial line, in a thread, and return the result."""
+        return await self._in_thread(self.typists, do)
 
     async def _in_thread(self, pool: ThreadPoolExecutor, call: Callable[[Lab], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, lambda: call(self.lab()))
@@ -129,11 +158,13 @@ class Service:
             viewer.gone()
 
     def close(self) -> None:
-        """Take no more calls; those that run come to their end. Close the WebSockets."""
+        """Take no more calls; those that run come to their end. Close the WebSockets, and with them serial lines."""
         for opened in tuple(self.sockets):
             opened.end(GOING_AWAY, "the Jupyter server is being stopped")
         for pool in (self.readers, self._workers):
             pool.shutdown(wait=False, cancel_futures=True)
+        # Not cancelled: lines are being let go there.
+        self.typists.shutdown(wait=False)
 
     # -- models --------------------------------------------------------------------------------------------------
 
@@ -143,7 +174,7 @@ class Service:
 
         model = machine.to_json()
         model["doing"] = doing(machine._lab.home, machine.name)
-        model["console"] = model["state"] in ("running", "paused", "crashed") and machine.spec.video != "none"
+        model["console"] = lives(model["state"]) and machine.spec.video != "none"
         return model
 
     def machines(self, lab: Lab) -> list[dict[str, Any]]:
@@ -178,38 +209,32 @@ class Service:
             self._usage = (now, found)
             return found
 
-    def screen(self, machine: Machine, width: int | None) -> bytes:
-        """Return the machine's screen as PNG, at most a second old, so that many pages cost no more than one.
+    async def screen(self, name: str, width: int | None) -> bytes:
+        """Return a machine's screen as PNG, at most a second old, so that many pages cost no more than one.
+
+        All who ask while it is taken wait for the same picture, and for a guest that hangs in the same thread.
 
         Parameters
         ----------
         width
             The most pixels from left to right; None: as it is.
         """
-        from vmlab.guest.screen import screenshot
+        taking = self._screens.get(name)
+        if taking is None or (taking.done() and time.monotonic() - taking.result().taken > SCREEN_AGE):
+            taking = asyncio.ensure_future(self.read(lambda lab: _take(lab, name)))
+            self._screens[name] = taking
+            taking.add_done_callback(lambda done: self._drop_failed(name, done))
+        # One who gives up does not take it from the others.
+        screen = await asyncio.shield(taking)
+        return await self.read(lambda _: screen.png(width))
 
-        name = machine.name
-        with self._screen_locks.setdefault(name, threading.Lock()):
-            known = self._screens.get(name)
-            if known is None or time.monotonic() - known.taken > SCREEN_AGE:
-                # Not machine.screenshot(): that waits until a fork has got its new name, and a look need not.
-                try:
-                    taken = screenshot(machine._domain(), machine.folder)
-                except VMLabError:
-                    self._screens.pop(name, None)
-                    raise
-                self._screens[name] = known = _Screen(time.monotonic(), taken)
-            picture = known.screenshot
-            if width is None or width >= picture.width:
-                return picture.png
-            if width not in known.thumbnails:
-                known.thumbnails[width] = picture.thumbnail(width).png
-            return known.thumbnails[width]
+    def _drop_failed(self, name: str, taking: asyncio.Future[_Screen]) -> None:
+        if (taking.cancelled() or taking.exception()) and self._screens.get(name) is taking:
+            del self._screens[name]
 
     def forget(self, name: str) -> None:
         """Drop what is kept of a machine that is gone."""
         self._screens.pop(name, None)
-        self._screen_locks.pop(name, None)
 
     # -- work ----------------------------------------------------------------------------------------------------
 
@@ -218,7 +243,7 @@ class Service:
         """Give a free name for a new machine, and keep other requests from choosing it meanwhile."""
         from vmlab.hypervisor import domain as domains
 
-        with self._opening:
+        with self._naming:
             taken = {*lab.store.machine_names(), *domains.names(lab.account), *self._reserved}
             stem = stem[:36]
             names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]

@@ -8,6 +8,7 @@ serial log nor a snapshot that writes gigabytes of RAM costs anything here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -16,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from asyncinotify import Event, Inotify, Mask
+from asyncinotify import Event, Inotify, Mask, Watch
 
 #: A folder's entries come and go by these. Records and finished folders are renamed into place.
 _ENTRIES = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.ONLYDIR
 _RENAMED = Mask.MOVED_TO | Mask.ONLYDIR
+#: The store, or a folder of it, is not where it was.
+_LOST = Mask.MOVE_SELF | Mask.DELETE_SELF
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,23 @@ class StoreWatch:
             home / "machines": ("machine", "machine.json"),
             home / "snapshots": ("snapshot", "label.json"),
         }
-        self._inotify.add_watch(home / "locks", Mask.MODIFY | Mask.ONLYDIR)
-        self._inotify.add_watch(home / "images", _RENAMED | Mask.MOVED_FROM)
-        for folder in self._kinds:
-            self._inotify.add_watch(folder, _ENTRIES)
-            for child in folder.iterdir():
-                self._follow(child)
+        #: The watches of what these folders hold.
+        self._followed: dict[Path, Watch] = {}
+        self._tops = {
+            home: Mask.ONLYDIR,
+            home / "locks": Mask.MODIFY | Mask.ONLYDIR,
+            home / "images": _RENAMED | Mask.MOVED_FROM,
+            **dict.fromkeys(self._kinds, _ENTRIES),
+        }
+        try:
+            for folder, mask in self._tops.items():
+                self._inotify.add_watch(folder, mask | _LOST)
+            for folder in self._kinds:
+                for child in folder.iterdir():
+                    self._follow(child)
+        except BaseException:
+            self._inotify.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -80,11 +94,27 @@ class StoreWatch:
         if not folder.name.startswith("."):
             # It may be gone again.
             with contextlib.suppress(OSError):
-                self._inotify.add_watch(folder, _RENAMED)
+                self._followed[folder] = self._inotify.add_watch(folder, _RENAMED)
+
+    def _unfollow(self, folder: Path) -> None:
+        # A watch stays with its folder, so it would go on telling the old name of one that was renamed.
+        watch = self._followed.pop(folder, None)
+        if watch is not None:
+            # Gone with the folder, if that was deleted.
+            with contextlib.suppress(OSError):
+                self._inotify.rm_watch(watch)
 
     async def changes(self) -> AsyncIterator[Change]:
-        """Yield each change, as it happens; the same one may come twice."""
+        """Yield each change, as it happens; the same one may come twice.
+
+        Raises
+        ------
+        FileNotFoundError
+            The store or one of its folders was moved or removed; what happens there is not seen any more.
+        """
         async for event in self._inotify:
+            if event.mask & _LOST or (Mask.IGNORED in event.mask and event.path in self._tops):
+                raise FileNotFoundError(errno.ENOENT, "moved or removed", str(event.path))
             change = self._change(event)
             if change is not None:
                 yield change
@@ -103,6 +133,8 @@ class StoreWatch:
         if folder == self.home / "images":
             return Change("image", name)
         if folder in self._kinds:
+            if event.mask & (Mask.DELETE | Mask.MOVED_FROM):
+                self._unfollow(path)
             if event.mask & (Mask.CREATE | Mask.MOVED_TO):
                 # Before it is told: whatever is written to it later is told too.
                 self._follow(path)
