@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from test_mapped_ram import is_plain, write_stream
 
 from vmlab.compare import ram
 from vmlab.compare.ram import compare_ram, compare_strings, find_in_ram, physical, search_ram
-from vmlab.compare.state import State
+from vmlab.compare.state import Origin, State
+from vmlab.engine import mapped_ram
 from vmlab.engine.mapped_ram import PAGE, STREAM_OFFSET
 from vmlab.errors import SnapshotDamaged, UsageError, WrongState
 
@@ -87,6 +90,96 @@ def test_what_two_states_share_is_not_read(tmp_path: Path) -> None:
     assert (
         compare_ram(State("base", base), State("copy", written(tmp_path / "copy", {}))).read == COUNT * PAGE
     )
+
+
+def origin(path: Path, snapshot: str, pages: set[int]) -> Origin:
+    mask = np.zeros(COUNT, bool)
+    mask[list(pages)] = True
+    return Origin(snapshot, path, mapped_ram.write_list(path, snapshot, mask))
+
+
+numbers = st.sets(st.integers(0, COUNT - 1), max_size=6)
+
+
+@many
+@given(
+    base=contents,
+    changes=st.lists(contents, min_size=4, max_size=4),
+    more=st.lists(numbers, min_size=4, max_size=4),
+    gone=st.booleans(),
+    harm=st.sampled_from([None, "bit", "short", "long", "gone", "other origin"]),
+    which=st.integers(0, 3),
+)
+def test_lists_of_changed_pages_alter_no_result(
+    tmp_path: Path,
+    base: dict[int, bytes],
+    changes: list[dict[int, bytes]],
+    more: list[set[int]],
+    gone: bool,
+    harm: str | None,
+    which: int,
+) -> None:
+    """A tree of states, each with a list of at least what it changed; one list may be damaged, and is then not used."""
+    states = {"root": State("root", written(tmp_path / "root", base), snapshot="root")}
+    seen = {"root": base}
+    changed = []
+    # root -> a -> b -> c, and root -> d
+    for number, (name, parent) in enumerate({"a": "root", "b": "a", "c": "b", "d": "root"}.items()):
+        seen[name] = seen[parent] | changes[number]
+        step = origin(tmp_path / f"{name}.changed", parent, more[number] | set(changes[number]))
+        changed.append(step.changed)
+        states[name] = State(
+            name,
+            written(tmp_path / name, seen[name]),
+            snapshot=name,
+            origins=(step, *states[parent].origins),
+        )
+    if gone:
+        # What "a" came from is not known any more.
+        states["c"] = replace(states["c"], origins=states["c"].origins[:2])
+    path = changed[which]
+    data = path.read_bytes()
+    if harm == "bit":
+        path.write_bytes(bytes([data[0] ^ 4]) + data[1:])
+    elif harm == "short":
+        path.write_bytes(data[:-1])
+    elif harm == "long":
+        path.write_bytes(data + b"\0")
+    elif harm == "gone":
+        path.unlink()
+    elif harm == "other origin":
+        # A list is good for one origin only, whatever a manifest says.
+        names = "abcd"
+        held = states[names[which]]
+        wrong = replace(held.origins[0], snapshot="b" if which == 3 else "d")
+        states[names[which]] = replace(held, origins=(wrong,))
+    for one, other in permutations(states, 2):
+        quick = compare_ram(states[one], states[other])
+        full = compare_ram(states[one], replace(states[other], snapshot="", origins=()))
+        assert quick.changed.tolist() == (whole(seen[one]) != whole(seen[other])).any(axis=1).tolist()
+        assert quick.occupied.tolist() == full.occupied.tolist()
+        assert quick.to_json() == full.to_json()
+        assert quick.read <= full.read
+
+
+def test_only_pages_in_a_list_are_read(tmp_path: Path) -> None:
+    pages = dict.fromkeys(range(COUNT), b"base")
+    root = State("root", written(tmp_path / "root", pages), snapshot="root")
+    one, two, three = (
+        State(name, written(tmp_path / name, pages | own), snapshot=name, origins=(step,))
+        for name, own, step in (
+            ("one", {1: b"x"}, origin(tmp_path / "1", "root", {1, 2})),
+            ("two", {9: b"y"}, origin(tmp_path / "2", "root", {2, 9})),
+            ("three", {1: b"x", 3: b"z"}, origin(tmp_path / "3", "one", {3})),
+        )
+    )
+    assert compare_ram(root, one).read == 2 * PAGE
+    assert compare_ram(one, two).read == 3 * PAGE
+    assert compare_ram(three, one).read == PAGE
+    # What "three" came from came from something, but its list is not known here.
+    assert compare_ram(three, two).read == COUNT * PAGE
+    assert compare_ram(replace(three, origins=three.origins + one.origins), two).read == 4 * PAGE
+    assert compare_ram(one, replace(root, snapshot="")).read == COUNT * PAGE
 
 
 def test_more_than_one_segment_and_thread(tmp_path: Path) -> None:

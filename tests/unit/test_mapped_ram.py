@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmlab.engine import mapped_ram
+from vmlab.engine import delta, mapped_ram
 from vmlab.engine.mapped_ram import PAGE, STREAM_OFFSET
 from vmlab.errors import SnapshotDamaged
 
@@ -214,3 +216,68 @@ def test_what_is_no_file_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(SnapshotDamaged):
         mapped_ram.parse(tmp_path / "empty")
+
+
+class Mapped:
+    """A private mapping of a file in this process, from an offset on, as QEMU has a snapshot's RAM."""
+
+    def __init__(self, path: Path, pages: int, offset: int) -> None:
+        self.path, self.size, self.offset = path, pages * PAGE, offset
+        path.write_bytes(os.urandom(offset + self.size))
+        with path.open("rb") as file:
+            self.memory = mmap.mmap(
+                file.fileno(), self.size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
+            )
+
+    def changed(self) -> list[int]:
+        address = delta.mapped_at(os.getpid(), self.path, self.offset, self.size)
+        return np.flatnonzero(delta.changed(os.getpid(), address, self.size // PAGE)).tolist()
+
+
+def test_the_kernel_tells_which_pages_were_changed(tmp_path: Path) -> None:
+    """Written to, also with what was there: changed. Read, or never looked at: not. And it stays so."""
+    mapped = Mapped(tmp_path / "ram", 4096, 16 * PAGE)
+    assert mapped.changed() == []
+    for page in range(0, 4096, 3):
+        _ = mapped.memory[page * PAGE]
+    assert mapped.changed() == []
+    # Now before, now after it was read.
+    written = sorted({*range(0, 4096, 7), 1, 2, 4095})
+    for page in written:
+        mapped.memory[page * PAGE + 5] = mapped.memory[page * PAGE + 5] if page % 2 else 1
+    assert mapped.changed() == written
+    # Their memory is wanted for something else: pages that were changed are swapped out if there is swap.
+    mapped.memory.madvise(21)  # MADV_PAGEOUT
+    assert mapped.changed() == written
+    # All zero, or as in the file again: changed all the same.
+    mapped.memory[7 * PAGE : 8 * PAGE] = bytes(PAGE)
+    mapped.memory[14 * PAGE : 15 * PAGE] = mapped.path.read_bytes()[30 * PAGE : 31 * PAGE]
+    assert mapped.changed() == written
+
+
+def test_only_the_whole_mapping_will_do(tmp_path: Path) -> None:
+    mapped = Mapped(tmp_path / "ram", 64, 16 * PAGE)
+    me, path, offset, size = os.getpid(), mapped.path, mapped.offset, mapped.size
+    address = delta.mapped_at(me, path, offset, size)
+    (tmp_path / "copy").write_bytes(path.read_bytes())
+    for where in (
+        (me, path, offset + PAGE, size - PAGE),
+        (me, path, offset, size - PAGE),
+        (me, path, 0, size),
+        (me, tmp_path / "copy", offset, size),
+        (me, tmp_path / "none", offset, size),
+        (1 << 22, path, offset, size),
+    ):
+        with pytest.raises(delta.NotPossible):
+            delta.mapped_at(*where)
+    # In two pieces that lie side by side it is whole; with a piece that is somewhere else, or shared, it is not.
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(8 * PAGE), mmap.PROT_READ) == 0
+    assert delta.mapped_at(me, path, offset, size) == address
+    with (
+        path.open("r+b") as file,
+        mmap.mmap(file.fileno(), PAGE, mmap.MAP_SHARED),
+        pytest.raises(delta.NotPossible),
+    ):
+        delta.mapped_at(me, path, offset, size)
+    assert delta.mapped_at(me, path, offset, size) == address

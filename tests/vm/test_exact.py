@@ -73,7 +73,9 @@ def test_a_game_goes_on_in_the_middle(invaders: Machine) -> None:
 
 def test_a_busy_guest(tiny: Machine) -> None:
     """A program that counts in its memory as fast as it can, and never reads it back from anywhere."""
-    count = "n=0; while :; do n=$((n+1)); [ $((n % 500)) = 0 ] && echo $n > /dev/shm/count; done"
+    # The file is replaced: while it is written anew it is empty for a moment.
+    write = "echo $n > /dev/shm/new && mv /dev/shm/new /dev/shm/count"
+    count = f"n=0; while :; do n=$((n+1)); [ $((n % 500)) = 0 ] && {write}; done"
     tiny.succeed(f"( {count} ) > /dev/null 2>&1 &")
     tiny.wait_for_file("/dev/shm/count")
     look = "cat /dev/shm/count /run/nonce /proc/sys/kernel/random/boot_id"

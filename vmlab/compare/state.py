@@ -8,6 +8,23 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a RAM was before it became what it is.
+
+    Attributes
+    ----------
+    snapshot
+        Whose RAM it was; the snapshot itself may be gone.
+    changed, digest
+        The list of all pages that may have changed since, and its fingerprint (``engine.mapped_ram.read_list``).
+    """
+
+    snapshot: str
+    changed: Path
+    digest: str
+
+
+@dataclass(frozen=True)
 class State:
     """One of the two sides of a comparison.
 
@@ -32,6 +49,10 @@ class State:
         The mapped-ram file with the pages that ``ram`` does not hold, where that holds only what changed; else None.
     disk_names
         What the disks are called in the guest: ``vda``, ``vdb`` ...; may be shorter than ``disks``.
+    snapshot
+        The id of the snapshot whose files these are; may be empty.
+    origins
+        What ``ram`` came from, that in turn, and so on, as far as it is known.
     """
 
     title: str
@@ -42,6 +63,8 @@ class State:
     memory: int = 0
     ram_base: Path | None = None
     disk_names: tuple[str, ...] = ()
+    snapshot: str = ""
+    origins: tuple[Origin, ...] = ()
 
     def disk_name(self, number: int) -> str:
         """Return what the guest's disk ``number`` (from 0) is called."""

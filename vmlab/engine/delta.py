@@ -70,6 +70,35 @@ def changed(pid: int, address: int, pages: int) -> npt.NDArray[np.bool_]:
     return own
 
 
+def mapped_at(pid: int, path: Path, offset: int, size: int) -> int:
+    """Return where a process has ``size`` bytes of a file, from ``offset`` on: in one piece, private, and nowhere else.
+
+    Raises
+    ------
+    NotPossible
+        It has not, or we may not look.
+    """
+    address, end = None, offset
+    try:
+        inode = path.stat().st_ino
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError as error:
+        raise NotPossible(str(error)) from error
+    for line in lines:
+        # The device is not looked at: on some file systems it is another one than stat tells.
+        where, access, at, _, number = line.split(maxsplit=5)[:5]
+        if int(number) != inode:
+            continue
+        first, last = (int(part, 16) for part in where.split("-"))
+        address = first if address is None else address
+        if access[3] != "p" or int(at, 16) != end or first != address + end - offset:
+            raise NotPossible("the file is not mapped in one piece")
+        end += last - first
+    if address is None or end != offset + size:
+        raise NotPossible("the file is not mapped as a whole")
+    return address
+
+
 def count(domain: Domain) -> int | None:
     """Return the bytes of RAM that a guest has changed since its RAM was mapped, or None if that cannot be told."""
     pid = domain.pid

@@ -266,6 +266,37 @@ def write_bitmap(fd: int, block: Block, pages: npt.NDArray[np.bool_]) -> None:
     os.pwrite(fd, raw.ljust(block.bitmap_bytes, b"\0"), block.bitmap_offset)
 
 
+def write_list(path: Path, origin: str, pages: npt.NDArray[np.bool_]) -> str:
+    """Write which pages of a RAM may differ from those of the snapshot ``origin``; return the list's fingerprint.
+
+    The file holds one bit a page and nothing else: the fingerprint, which is kept elsewhere, covers origin and bits.
+    """
+    import numpy as np
+
+    raw = np.packbits(pages, bitorder="little").tobytes()
+    path.write_bytes(raw)
+    return _list_digest(origin, raw)
+
+
+def read_list(path: Path, origin: str, digest: str, pages: int) -> npt.NDArray[np.bool_] | None:
+    """Return what :func:`write_list` wrote, or None if that is gone or not what was written."""
+    import numpy as np
+
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    if len(raw) != -(-pages // 8) or _list_digest(origin, raw) != digest:
+        return None
+    return np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")[:pages].astype(bool)
+
+
+def _list_digest(origin: str, raw: bytes) -> str:
+    import xxhash
+
+    return xxhash.xxh3_128(origin.encode() + b"\0" + raw).hexdigest()
+
+
 def scrub(path: Path, layout: Layout) -> int:
     """Zero what ``path`` holds of main memory although its bit is clear; return the number of pages.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vmlab.engine import load, mapped_ram, save
+from vmlab.engine.mapped_ram import PAGE
 from vmlab.errors import VMLabError, WrongState
 from vmlab.hypervisor.domain import Domain
 from vmlab.render.shown import Shown
@@ -96,6 +97,10 @@ def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
         load.check_contents(store, record)
     except VMLabError as error:
         differences.append(error.message)
+    origin, changed, pages = record.ram.origin, record.ram.changed, record.ram.size // PAGE
+    if origin and mapped_ram.read_list(folder / "changed", origin, changed, pages) is None:
+        # It costs comparisons time, and nothing else; so a revert does not mind.
+        differences.append("the list of changed pages is damaged")
     files = not differences
     scratch = store.home / "cache" / f"verify-{uuid.uuid4().hex[:8]}"
     machine = MachineRecord(

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -194,6 +195,7 @@ def live(
     state = state or now_is
     identity = identity or new_id()
     size = machine.spec.memory << 20
+    pid = domain.pid
     pause = _Pause()
     upper: dict[str, str] = {}
     copies: dict[str, LayerRecord] = {}
@@ -219,11 +221,16 @@ def live(
                     go_on(domain, state, events, pause)
                     machine.layers, machine.pending = present_layers(store, machine, domain, upper), None
                     store.save_machine(machine)
-        (folder / "registers.txt").write_text(registers.replace("\r", ""))
-        (folder / "domain.xml").write_text(domain.xml(portable=True))
-        if screen is not None:
-            screen = convert_screen(folder)
-        ram = seal(folder, size, fingerprint=kind not in ("undo", "present"))
+        with ThreadPoolExecutor(1, thread_name_prefix="vmlab-changed") as pool:
+            # The kernel takes some 10 ms for 1 GiB to tell; what else there is to do takes longer.
+            changed = pool.submit(_list_changed, store, machine, domain, pid, folder)
+            (folder / "registers.txt").write_text(registers.replace("\r", ""))
+            (folder / "domain.xml").write_text(domain.xml(portable=True))
+            if screen is not None:
+                screen = convert_screen(folder)
+            ram = seal(folder, size, fingerprint=kind not in ("undo", "present"))
+            origin, digest = changed.result()
+        ram = replace(ram, origin=origin, changed=digest)
         record = _record(store, machine, identity, kind, ram)
         if copy:
             layers = store.keep_layers(copies)
@@ -313,6 +320,30 @@ def mapped_base(store: Store, machine: MachineRecord) -> SnapshotRecord | None:
     return None
 
 
+def _list_changed(
+    store: Store, machine: MachineRecord, domain: Domain, pid: int | None, folder: Path
+) -> tuple[str | None, str]:
+    """Write which pages a guest has changed since its RAM was mapped; return from which snapshot, and the fingerprint.
+
+    Called when its RAM has been written, whether it runs on or not: as long as ``pid``, the QEMU that wrote it, lives,
+    a page that was changed stays changed. What has not been changed by now was not when it was written, so it is what
+    the origin has. Nothing is listed where that cannot be told; comparisons then read all.
+    """
+    base = mapped_base(store, machine)
+    if base is None or base.ram is None or pid is None:
+        return None, ""
+    size = machine.spec.memory << 20
+    try:
+        address = delta.mapped_at(pid, store.snapshot_folder(base.id) / "ram", base.ram.pages_offset, size)
+        pages = delta.changed(pid, address, size // mapped_ram.PAGE)
+    except delta.NotPossible:
+        return None, ""
+    # No guest has run without a change: a page map that tells of none may be one that tells nothing.
+    if domain.pid != pid or not pages.any():
+        return None, ""
+    return base.id, mapped_ram.write_list(folder / "changed", base.id, pages)
+
+
 def _present_delta(
     store: Store, machine: MachineRecord, domain: Domain, base: SnapshotRecord, state: str
 ) -> str:
@@ -341,6 +372,8 @@ def _delta_record(
     (folder / "domain.xml").write_text(domain.xml(portable=True))
     _keep_nvram(store, machine, folder)
     layout = mapped_ram.parse(folder / "ram")
+    with (folder / "ram").open("rb") as file:
+        pages = mapped_ram.read_bitmap(file.fileno(), layout.main)
     ram = RamRecord(
         size=machine.spec.memory << 20,
         file_size=layout.size,
@@ -348,6 +381,8 @@ def _delta_record(
         base=base.id,
         digest="",
         devices_digest=_devices_digest(folder / "ram", layout),
+        origin=base.id,
+        changed=mapped_ram.write_list(folder / "changed", base.id, pages),
     )
     return _record(store, machine, identity, kind, ram)
 

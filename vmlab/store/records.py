@@ -263,6 +263,11 @@ class RamRecord(_Record):
         Fingerprint of the RAM (``engine.mapped_ram.digest``).
     devices_digest
         Fingerprint of the devices' state.
+    origin
+        The snapshot whose RAM the machine ran on, mapped, when this one was taken; None if it booted, or if what it
+        changed could not be told. It may be gone by now.
+    changed
+        Fingerprint of the list of pages that differ from the origin's at most (``engine.mapped_ram.write_list``).
     """
 
     size: int
@@ -271,6 +276,8 @@ class RamRecord(_Record):
     base: str | None
     digest: str
     devices_digest: str
+    origin: str | None = None
+    changed: str = ""
 
 
 @dataclass(frozen=True)

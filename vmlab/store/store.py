@@ -6,7 +6,8 @@
     bases/<id>/             the files of an image as machines use them (hard links): an image can be rebuilt or deleted
                             without harm to them
     layers/<id>.qcow2       disk layers; .json says what each stands on. Only a machine's own top layer is ever written
-    snapshots/<id>/         manifest.json (never changes), label.json, ram, thin, screen.png, registers.txt, domain.xml
+    snapshots/<id>/         manifest.json (never changes), label.json, ram, thin, changed, screen.png, registers.txt,
+                            domain.xml
     machines/<name>/        machine.json, serial.log, sounds
     locks/                  one file for each machine
     cache/                  can be deleted at any time
