@@ -15,8 +15,11 @@ import os
 import random
 import shutil
 import stat
+import struct
 import subprocess
 import tempfile
+import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,42 @@ def make_image(path: Path, flavour: str = "ext4", size: str = "24M", tree: Path 
     options = FLAVOURS[flavour]
     kind = [] if "-t" in options else ["-t", "ext4"]
     tool("mke2fs", "-q", "-F", *kind, *options, *(["-d", tree] if tree else []), path, size)
+    return path
+
+
+def gpt_disk(
+    path: Path, images: dict[int, Path], ids: dict[int, str] | None = None, *, backup_only: bool = False
+) -> Path:
+    """Put images into partitions of these numbers, the first at 1 MiB; ``ids`` are their UUIDs."""
+    table = bytearray(128 * 128)
+    contents: list[tuple[int, bytes]] = []
+    at = 1 << 20
+    for number, image in images.items():
+        data = image.read_bytes()
+        own = uuid.UUID((ids or {}).get(number) or str(uuid.uuid4()))
+        place = at // 512, (at + len(data)) // 512 - 1
+        struct.pack_into("<16s16sQQ", table, (number - 1) * 128, uuid.uuid4().bytes_le, own.bytes_le, *place)
+        contents.append((at, data))
+        at += -(-len(data) // (1 << 20)) << 20
+    disk = bytearray(at + (1 << 20))
+    for at, data in contents:
+        disk[at : at + len(data)] = data
+    size = len(disk) // 512
+
+    def head(at: int, place: int) -> None:
+        text = bytearray(92)
+        struct.pack_into("<8sIIIIQQ", text, 0, b"EFI PART", 0x10000, 92, 0, 0, at, 0)
+        struct.pack_into("<QIII", text, 72, place, 128, 128, zlib.crc32(table))
+        struct.pack_into("<I", text, 16, zlib.crc32(text))
+        disk[at * 512 : at * 512 + 92] = text
+        disk[place * 512 : place * 512 + len(table)] = table
+
+    disk[446:462] = struct.pack("<B3xB3xII", 0, 0xEE, 1, size - 1)
+    disk[510:512] = b"\x55\xaa"
+    if not backup_only:
+        head(1, 2)
+    head(size - 1, size - 33)
+    path.write_bytes(disk)
     return path
 
 

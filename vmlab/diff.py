@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vmlab import throwaway
 from vmlab.compare import inside, noise
-from vmlab.compare.state import State
+from vmlab.compare.state import Origin, State
 from vmlab.errors import AgentError, NotFound, UsageError, VMLabError, WrongState
 from vmlab.guest import agent
 from vmlab.machine import Machine
 from vmlab.render.shown import Shown
+from vmlab.render.units import line
 from vmlab.snapshot import Snapshot
 from vmlab.store.records import SnapshotRecord, read_json, write_json
 
 if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
     from vmlab.compare.devices import DevicesDiff
     from vmlab.compare.disk import DiskDiff
     from vmlab.compare.files import FilesDiff
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from vmlab.compare.registers import RegistersDiff
     from vmlab.compare.screen import ScreenDiff
     from vmlab.lab import Lab
+    from vmlab.store.store import Store
 
 #: All layers, in the order in which they are shown, and those that are compared if nothing is said: the others take
 #: seconds, not tenths of them.
@@ -40,6 +44,10 @@ USUAL = ("files", "screen", "registers", "devices", "ram", "disk")
 INSIDE_TIMEOUT = 180
 #: Seconds for which a baseline lets a fork run on.
 IDLE_SECONDS = 5.0
+#: How a baseline is written; one of another format is measured anew.
+BASELINE_FORMAT = 2
+#: How far back it is looked for a snapshot that the RAM of both states came from.
+GENERATIONS = 100
 
 Outcome = Literal["same", "different", "failed", "absent"]
 
@@ -75,8 +83,8 @@ class Part:
         """Return the outcome, and the layer's result under ``result``."""
         return {
             "outcome": self.outcome,
-            "summary": self.summary,
-            "why": self.why,
+            "summary": line(self.summary),
+            "why": line(self.why),
             "seconds": round(self.seconds, 3),
             "result": self.result.to_json() if self.result is not None else None,
         }
@@ -101,8 +109,12 @@ class Side:
         else:
             self.machine, self.title = what.machine_name, f"{what.machine_name}@{what.name}"
             self.snapshot = what
-        self._guard = threading.Lock()
-        self._stop = throwaway.Stop()
+        self._forks = throwaway.Forks()
+        # Not cached_property: before Python 3.12 that lets only one object of a class work at a time.
+        self._disks: throwaway.Disks | None = None
+        self._disks_guard = threading.Lock()
+        self._inside: inside.Inside | None = None
+        self._inside_guard = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Side {self.title}>"
@@ -117,17 +129,22 @@ class Side:
         """Its files, as they were at that instant."""
         return state_of(self._lab, self.snapshot, self.title)
 
-    @cached_property
-    def _disks(self) -> throwaway.Disks:
-        return throwaway.flushed_disks(self._lab, self.record, stop=self._stop)
-
     @property
     def disks(self) -> throwaway.Disks:
         """Its disks to read files from: with the guest's page cache, if that can be had."""
-        with self._guard:
+        try:
+            return self.flush()
+        finally:
+            self.wait()
+
+    def flush(self) -> throwaway.Disks:
+        """Return its disks as soon as they can be read: what wrote them out may still be there (see `wait`)."""
+        with self._disks_guard:
+            if self._disks is None:
+                self._disks = throwaway.flushed_disks(self._lab, self.record, forks=self._forks)
             return self._disks
 
-    @cached_property
+    @property
     def inside(self) -> inside.Inside:
         """What its guest says of itself, asked in a throw-away fork.
 
@@ -143,14 +160,24 @@ class Side:
             raise WrongState(f"{self.title} is off: there is no guest that could be asked.")
         if not record.spec.agent:
             raise AgentError(f"{self.title} has no guest agent that could be asked.")
-        with throwaway.fork(self._lab, record, "ask what is inside", self._stop) as (_, domain):
-            return ask(self.title, domain)
+        with self._inside_guard:
+            if self._inside is None:
+                try:
+                    with throwaway.fork(self._lab, record, "ask what is inside", self._forks) as (_, domain):
+                        self._inside = ask(self.title, domain)
+                finally:
+                    self.wait()
+            return self._inside
 
     def stop(self) -> None:
-        """End the forks of it that are being asked; what they were asked can be asked again."""
-        self._stop()
-        self.__dict__.pop("_disks", None)
-        self._stop = throwaway.Stop()
+        """End the forks of it that are being asked; after `wait` what they were asked can be asked again."""
+        self._forks.stop()
+
+    def wait(self) -> None:
+        """Wait until nothing is left of the forks in which it was looked at."""
+        self._forks.wait()
+        if self._forks.stopped:
+            self._forks = throwaway.Forks()
 
     def to_json(self) -> dict[str, Any]:
         """Return what it is."""
@@ -177,12 +204,31 @@ def state_of(lab: Lab, snapshot: Snapshot, title: str = "") -> State:
         memory=record.spec.memory,
         ram_base=store.snapshot_folder(ram.base) / "ram" if ram is not None and ram.base else None,
         disk_names=record.spec.disks,
+        snapshot=record.id,
+        origins=tuple(_origins(store, record)),
     )
+
+
+def _origins(store: Store, record: SnapshotRecord) -> Iterator[Origin]:
+    for _ in range(GENERATIONS):
+        ram = record.ram
+        if ram is None or ram.origin is None:
+            return
+        yield Origin(ram.origin, store.snapshot_folder(record.id) / "changed", ram.changed)
+        try:
+            record = store.snapshot(ram.origin)
+        except VMLabError:
+            # It was forgotten: what it came from is not known any more.
+            return
 
 
 def ask(title: str, domain: Any) -> inside.Inside:
     """Ask a running guest, through its agent, what is inside."""
     result = agent.script(domain, inside.SCRIPT, timeout=INSIDE_TIMEOUT)
+    if result.truncated:
+        raise AgentError(
+            f"What is inside {title} is more than can be read: {result.truncated:,} bytes were lost."
+        )
     return inside.parse(title, result.stdout)
 
 
@@ -204,7 +250,9 @@ class Diff(Shown):
         self._parts: dict[str, Part] = {}
         self._guard = threading.RLock()
         self._baseline: dict[str, Any] | None = None
-        self._noise: dict[str, str] | None = None
+        self._noise: dict[noise.Key, str] | None = None
+        # What files were read from: asked once more, it might be come by in another way.
+        self._disks: tuple[throwaway.Disks, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Diff {self.before.title} -> {self.after.title}>"
@@ -280,7 +328,10 @@ class Diff(Shown):
             raise UsageError(f"There is no layer '{name}'.", hint=f"there are {', '.join(LAYERS)}")
         with self._guard:
             if name not in self._parts:
-                self._parts[name] = self._compare(name)
+                try:
+                    self._parts[name] = self._compare(name)
+                finally:
+                    self._wait()
             return self._parts[name]
 
     def compare(self, *names: str, tell: Callable[[str], None] | None = None) -> Diff:
@@ -291,11 +342,12 @@ class Diff(Shown):
             if name not in LAYERS:
                 self.part(name)
         with contextlib.ExitStack() as stack:
+            stack.callback(self._wait)
             if "files" in wanted and "files" not in self._parts:
                 # What takes longest, and waits for guests most of the time.
                 pool = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="vmlab-flush"))
                 for side in (self.before, self.after):
-                    pool.submit(getattr, side, "disks")
+                    pool.submit(side.flush)
             try:
                 for name in sorted(wanted, key=("files", "inside").__contains__):
                     say(name)
@@ -308,6 +360,10 @@ class Diff(Shown):
     def _stop(self) -> None:
         for side in (self.before, self.after):
             side.stop()
+
+    def _wait(self) -> None:
+        for side in (self.before, self.after):
+            side.wait()
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -323,7 +379,11 @@ class Diff(Shown):
             result = getattr(self, f"_compare_{name}")()
         except VMLabError as error:
             return _failed(name, error, started)
-        except (OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        except MemoryError:
+            # Not chained: its traceback holds what took the memory.
+            told = VMLabError(f"The {name} could not be compared: that takes more memory than there is.")
+            return _failed(name, told, started)
+        except (OSError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
             # A damaged disk may mislead a reader in ways that nobody has thought of; the other layers are still good.
             told = VMLabError(f"The {name} could not be compared ({type(error).__name__}: {error}).")
             told.__cause__ = error
@@ -364,7 +424,7 @@ class Diff(Shown):
     def _compare_files(self) -> FilesDiff:
         from vmlab.compare.files import compare_files
 
-        before, after = self._both(lambda side: side.disks)
+        before, after = self._disks = self._both(Side.flush)
         return compare_files(before.paths, after.paths, self.after.record.spec.disks)
 
     def _compare_disk(self) -> DiskDiff:
@@ -435,7 +495,7 @@ class Diff(Shown):
             lines.append(f"{name}: {said}")
         if left := self.left_out:
             lines.append(f"not asked for: {', '.join(left)}")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(line(text) for text in [*lines, *self.notes])
 
     def line(self, name: str) -> str:
         """Return what differs in a layer, in one line, without what changes by itself."""
@@ -452,9 +512,8 @@ class Diff(Shown):
     def notes(self) -> list[str]:
         """What should be known of how the states were read."""
         found = []
-        if "files" in self._parts and self._parts["files"].outcome != "absent":
-            for side in (self.before, self.after):
-                disks = side.disks
+        if "files" in self._parts:
+            for side, disks in zip((self.before, self.after), self._disks, strict=False):
                 if not disks.flushed:
                     found.append(f"{side.title}: files were read {disks.how} ({disks.why})")
             found += getattr(self._parts["files"].result, "unread", ())
@@ -467,11 +526,13 @@ class Diff(Shown):
     # -- what changes by itself ----------------------------------------------------------------------------------
 
     @property
-    def noise(self) -> dict[str, str]:
-        """Paths of the files that differ and are known, or were measured, to change by themselves; and why."""
+    def noise(self) -> dict[noise.Key, str]:
+        """Which files differ in a way that is known, or was measured, to come by itself, and why.
+
+        By volume, path and kind.
+        """
         if self._noise is None:
-            measured = (self._baseline or {}).get("files", ())
-            self._noise = noise.noisy_paths(changed_paths(self.files), measured)
+            self._noise = noise.noisy(self.files, (self._baseline or {}).get("files", ()))
         return self._noise
 
     def baseline(self, seconds: float = IDLE_SECONDS) -> Diff:
@@ -497,20 +558,33 @@ class Diff(Shown):
 
         ``before``, ``after``: the states. ``same``: whether nothing differs. ``layers``: by name ``outcome``
         (``same``, ``different``, ``failed``, ``absent``), ``summary``, ``why``, ``seconds`` and ``result``,
-        which is the layer's own ``to_json()`` or null. ``noise``: paths that change by themselves, and why.
+        which is the layer's own ``to_json()`` or null. ``noise``: files that change by themselves: ``volume``,
+        ``path``, ``kind`` and ``why``.
+        ``strings``: printable strings that came to RAM and went, or null if nobody has looked at :attr:`strings`.
         ``not_compared``: layers that nobody asked for. ``notes``: how the states were read.
         """
         same = self.same
         files = self._parts.get("files")
+        known = self.noise if files is not None and files.result is not None else {}
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "same": same,
             "layers": {name: part.to_json() for name, part in self.parts.items()},
-            "noise": self.noise if files is not None and files.result is not None else {},
+            "noise": [
+                {"volume": volume, "path": line(path), "kind": kind, "why": why}
+                for (volume, path, kind), why in known.items()
+            ],
+            "strings": self.strings.to_json() if "strings" in self.__dict__ else None,
             "not_compared": self.left_out,
-            "notes": self.notes,
+            "notes": [line(note) for note in self.notes],
         }
+
+    def to_pandas(self) -> dict[str, pd.DataFrame]:
+        """Return a pandas DataFrame for each layer that has been compared, by name (all usual ones if none was yet)."""
+        if not self._parts:
+            self.compare()
+        return {name: part.result.to_pandas() for name, part in self.parts.items() if part.result is not None}
 
     def to_html(self, path: str | Path) -> Path:
         """Write it as one HTML file that needs nothing else, and return its path."""
@@ -538,13 +612,8 @@ def _failed(name: str, error: VMLabError, started: float) -> Part:
     return Part(name, "failed", why, why=why, seconds=time.monotonic() - started, error=error)
 
 
-def changed_paths(files: FilesDiff) -> Iterable[str]:
-    """Return the paths of all files that differ."""
-    return [entry.path for entry in files]
-
-
 def measure(lab: Lab, side: Side, seconds: float, *, wide: bool) -> dict[str, Any]:
-    """Return what changes by itself in a state: ``{"files": [path], "inside": {table: [key]}}``.
+    """Return what changes by itself in a state: ``{"files": noise.measured(), "inside": {table: [key]}}``.
 
     From the cache, if it has been measured before.
 
@@ -565,14 +634,17 @@ def measure(lab: Lab, side: Side, seconds: float, *, wide: bool) -> dict[str, An
     found: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError, VMLabError):
         found = read_json(path)
-    if found.get("seconds") != seconds:
-        found = {"format": 1, "seconds": seconds}
+    if (found.get("format"), found.get("seconds")) != (BASELINE_FORMAT, seconds):
+        found = {"format": BASELINE_FORMAT, "seconds": seconds}
     if "files" not in found:
-        early, late = side.disks, throwaway.flushed_disks(lab, record, idle=seconds)
+        early = side.disks
+        if not early.flushed:
+            raise AgentError(f"No baseline can be measured: {early.why}.")
+        late = throwaway.flushed_disks(lab, record, idle=seconds)
         if not late.flushed:
             raise AgentError(f"No baseline can be measured: {late.why}.")
         with _removed(late.paths[0].parent if late.paths else None):
-            found["files"] = sorted(changed_paths(compare_files(early.paths, late.paths)))
+            found["files"] = noise.measured(compare_files(early.paths, late.paths, record.spec.disks))
     if wide and "inside" not in found:
         with throwaway.fork(lab, record, "measure what changes by itself") as (_, domain):
             time.sleep(seconds)

@@ -535,6 +535,7 @@ class Lab(Shown):
         file: str | None = None,
         process: str | None = None,
         register: str | None = None,
+        layers: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Timeline:
         """Tell how several states follow each other: a file, processes, a register; or all layers.
@@ -546,6 +547,8 @@ class Lab(Shown):
             its present.
         file, process, register
             One of them: a path, a part of a command line, a name such as ``RIP``.
+        layers
+            Without one of them: which layers are compared; the usual ones, if none is named.
         """
         from vmlab import diff, timeline
 
@@ -556,6 +559,7 @@ class Lab(Shown):
             file=file,
             process=process,
             register=register,
+            layers=layers,
             tell=lambda text: tell(text, None),
         )
 

@@ -9,8 +9,10 @@ dies (:meth:`vmlab.Lab.collect` removes them then).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import threading
 import time
 import uuid
 import weakref
@@ -42,6 +44,8 @@ FLUSH_TIMEOUT = 40
 #: How many snapshots' flushed disks are kept, and how many bytes of them.
 KEPT = 32
 KEPT_BYTES = 1 << 30
+#: Seconds after their last use for which they are kept whatever comes: somebody may be about to open them.
+IN_USE = 600.0
 
 
 class Present(Snapshot):
@@ -99,29 +103,59 @@ def present(machine: Machine) -> Snapshot:
     return kept
 
 
-class Stop:
-    """Ends forks that other threads wait for, so that nobody who is interrupted has to wait for guests."""
+class Forks:
+    """The forks in which a state is looked at: somebody else can end them, and wait until nothing of them is left."""
 
     def __init__(self) -> None:
         self.domains: set[Domain] = set()
-        self.now = False
+        self.stopped = False
+        self._endings: list[threading.Thread] = []
 
-    def __call__(self) -> None:
-        """End them; whoever asks them something gets an error."""
-        self.now = True
+    def stop(self) -> None:
+        """End them, so that nobody who is interrupted has to wait for guests; who asks them something gets an error."""
+        self.stopped = True
         for domain in list(self.domains):
             with contextlib.suppress(VMLabError):
                 domain.destroy()
 
+    def end(self, lab: Lab, machine: MachineRecord, domain: Domain) -> None:
+        """Clear one away while its caller goes on: libvirt takes its time to notice that a QEMU has ended."""
+
+        def end() -> None:
+            # What does not go now goes with the next collection.
+            with contextlib.suppress(VMLabError, OSError):
+                _end(lab, machine, domain)
+
+        # Not a daemon: a command line that ends at once must not leave half a fork.
+        ending = threading.Thread(target=end, name=f"vmlab-end-{machine.name}")
+        self._endings.append(ending)
+        ending.start()
+
+    def wait(self) -> None:
+        """Wait until those that have done their work are gone."""
+        for ending in list(self._endings):
+            ending.join()
+
+
+def _end(lab: Lab, machine: MachineRecord, domain: Domain) -> None:
+    lab._unmake(machine, domain)
+    (lab.store.home / "locks" / f"{machine.name}.lock").unlink(missing_ok=True)
+
 
 @contextlib.contextmanager
 def fork(
-    lab: Lab, record: SnapshotRecord, doing: str, stop: Stop | None = None
+    lab: Lab, record: SnapshotRecord, doing: str, forks: Forks | None = None
 ) -> Iterator[tuple[MachineRecord, Domain]]:
     """Run a fork of a live snapshot for a moment, without a network, and give its record and domain.
 
     Its identity is that of the guest which was caught, VM generation ID included, so that nothing in it is told to
     change.
+
+    Parameters
+    ----------
+    forks
+        Where somebody else can end it. It may then still be there for some tenths of a second after the block;
+        :meth:`Forks.wait` waits for that.
 
     Raises
     ------
@@ -149,21 +183,24 @@ def fork(
     )
     with store.lock(name, doing):
         domain = Domain(store.account, name, store.machine_folder(name) / "serial.log")
-        stop = stop or Stop()
-        stop.domains.add(domain)
+        if forks is not None:
+            forks.domains.add(domain)
         try:
             store.add_machine(machine)
             machine.layers = store.add_layers(record.layers)
             store.save_machine(machine)
             load.resume(store, machine, domain, record, isolated=True)
-            if stop.now:
+            if forks is not None and forks.stopped:
                 raise WrongState("Looking into a fork was stopped.")
             yield machine, domain
         finally:
-            stop.domains.discard(domain)
             with interrupts.held():
-                lab._unmake(machine, domain)
-            (store.home / "locks" / f"{name}.lock").unlink(missing_ok=True)
+                if forks is None:
+                    _end(lab, machine, domain)
+                else:
+                    forks.domains.discard(domain)
+                    # Should a collection come before it, now that nobody holds the lock, that does the same.
+                    forks.end(lab, machine, domain)
 
 
 @dataclass(frozen=True)
@@ -193,7 +230,7 @@ def disks(lab: Lab, record: SnapshotRecord) -> list[Path]:
     return [lab.store.layer_path(record.layers[target]) for target in record.spec.disks]
 
 
-def flushed_disks(lab: Lab, record: SnapshotRecord, idle: float = 0, stop: Stop | None = None) -> Disks:
+def flushed_disks(lab: Lab, record: SnapshotRecord, idle: float = 0, forks: Forks | None = None) -> Disks:
     """Return the disks of a snapshot with all that the guest had only in its page cache.
 
     A fork writes it out, through its agent, some tenths of a second after the snapshot; the result is kept as
@@ -203,6 +240,8 @@ def flushed_disks(lab: Lab, record: SnapshotRecord, idle: float = 0, stop: Stop 
     ----------
     idle
         Let the fork run for this many seconds before; what it then has is not kept.
+    forks
+        As in :func:`fork`.
     """
     store = lab.store
     plain = disks(lab, record)
@@ -216,35 +255,56 @@ def flushed_disks(lab: Lab, record: SnapshotRecord, idle: float = 0, stop: Stop 
     folder = store.compared_folder(record.id)
     kept = [folder / f"{target}.qcow2" for target in record.spec.disks]
     how = "with the guest's page cache, written out in a throw-away fork"
-    if not idle and all(path.exists() for path in kept):
-        with contextlib.suppress(OSError):
-            os.utime(folder)
+    if not idle and _in_use(folder, kept):
         return Disks(kept, True, how)
     if not record.spec.agent:
         return Disks(plain, False, raw, "it has no guest agent that could write it out")
     try:
-        made = _flush(lab, record, idle, stop)
+        made = _flush(lab, record, idle, forks)
     except VMLabError as error:
-        if stop is not None and stop.now:
+        if forks is not None and forks.stopped:
             raise
         return Disks(plain, False, raw, error.message)
     if idle:
         return Disks([made / path.name for path in kept], True, how)
-    try:
-        made.rename(folder)
-    except OSError:
-        # Another process was as quick.
-        shutil.rmtree(made, ignore_errors=True)
-    _prune(store, folder)
+    _keep(made, folder, kept)
+    _prune(store)
     return Disks(kept, True, how)
 
 
-def _flush(lab: Lab, record: SnapshotRecord, idle: float, stop: Stop | None) -> Path:
+def _in_use(folder: Path, kept: list[Path]) -> bool:
+    """Say that these disks are needed now, so that nobody deletes them; False if they are not all there."""
+    with contextlib.suppress(OSError):
+        # First, so that what is there afterwards also stays.
+        os.utime(folder)
+        return all(path.exists() for path in kept)
+    return False
+
+
+def _keep(made: Path, folder: Path, kept: list[Path]) -> None:
+    """Put disks that were flushed where they are kept; those that are there already serve as well."""
+    try:
+        made.rename(folder)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+    # Another process was as quick, or something else is kept there (a baseline).
+    try:
+        if not _in_use(folder, kept):
+            for path in kept:
+                (made / path.name).replace(path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _flush(lab: Lab, record: SnapshotRecord, idle: float, forks: Forks | None) -> Path:
     store = lab.store
     new = store.account.make_dir(store.home / "cache" / "compared" / f".new-{uuid.uuid4().hex[:8]}")
     below: dict[str, str] = {}
     try:
-        with fork(lab, record, "write out its page cache", stop) as (machine, domain):
+        with fork(lab, record, "write out its page cache", forks) as (machine, domain):
             if idle:
                 time.sleep(idle)
             _freeze(domain)
@@ -253,6 +313,8 @@ def _flush(lab: Lab, record: SnapshotRecord, idle: float, stop: Stop | None) -> 
             for target, layer in machine.layers.items():
                 below[target] = store.layer(layer).backing or ""
                 (new / f"{target}.qcow2").hardlink_to(store.layer_path(layer))
+            # It has nothing more to write; and as long as it is there, it keeps the files locked.
+            domain.kill()
         for target, backing in below.items():
             path = new / f"{target}.qcow2"
             words = ["-F", "qcow2", "-b", f"../../../layers/{backing}.qcow2"]
@@ -279,13 +341,13 @@ def _freeze(domain: Domain) -> None:
     agent.execute(domain, "sync", timeout=FLUSH_TIMEOUT).check()
 
 
-def _prune(store: Store, newest: Path) -> None:
+def _prune(store: Store) -> None:
     """Delete the flushed disks that were not used for longest, where there are many."""
     folders = sorted((store.home / "cache" / "compared").glob("[!.]*"), key=_used, reverse=True)
     total = 0
     for number, folder in enumerate(folders):
         total += allocated(folder)
-        if folder != newest and (number >= KEPT or total > KEPT_BYTES):
+        if (number >= KEPT or total > KEPT_BYTES) and time.time() - _used(folder) > IN_USE:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-import difflib
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmlab.diff import Diff, Side
 from vmlab.errors import DiskUnreadable, HostError, NotFound, UsageError, VMLabError
+from vmlab.machine import Machine
 from vmlab.render.shown import Shown
 from vmlab.store.store import size_text
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from vmlab.compare.files import FileState
     from vmlab.lab import Lab
-    from vmlab.machine import Machine
     from vmlab.snapshot import Snapshot
 
 
@@ -41,6 +40,9 @@ class Moment:
         More text: for a file, what differs from the state before as a unified diff.
     trouble
         Why nothing could be found out.
+    since
+        The title of the state before: in a tree that from which it came, not always the one in the row above. Empty if
+        there is none.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Moment:
     changed: bool = False
     detail: str = ""
     trouble: str = ""
+    since: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it by name."""
@@ -57,7 +60,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Timeline(Shown):
-    """What something was in several states, one after the other.
+    """What something was in several states, each compared with the one before it.
 
     Attributes
     ----------
@@ -105,6 +108,14 @@ class Timeline(Shown):
             "moments": [moment.to_json() for moment in self.moments],
         }
 
+    def to_html(self, path: str | Path) -> Path:
+        """Write it as one HTML file that needs nothing else, and return its path."""
+        from vmlab.render.diff import TimelineView
+
+        target = Path(path)
+        target.write_text(TimelineView(self).document(), encoding="utf-8")
+        return target
+
     def to_pandas(self) -> pd.DataFrame:
         """Return one row for each state."""
         try:
@@ -118,6 +129,8 @@ class Timeline(Shown):
 
 
 Look = Callable[[Side], tuple[dict[str, Any], Any]]
+#: What differs between what was found in two states.
+Detail = Callable[[Any, Any, Side, Side], str]
 
 
 def make(
@@ -127,60 +140,98 @@ def make(
     file: str | None = None,
     process: str | None = None,
     register: str | None = None,
+    layers: Sequence[str] = (),
     tell: Callable[[str], None] | None = None,
 ) -> Timeline:
-    """Return the timeline of a file, a process or a register; of all layers, if none is named.
+    """Return the timeline of a file, a process or a register; of layers, if none is named.
 
     Parameters
     ----------
+    states
+        Each is compared with the one in front of it; all snapshots of a machine and its present, each with that from
+        which it came. Where several came from what the tree starts from, that is put in front.
     file
         A path: size, mode, owner, time and content.
     process
         A part of command lines: how many processes fit, and which.
     register
         A register's name, as in ``RIP``; ``1:RIP`` is that of the second CPU.
+    layers
+        Which layers are compared; the usual ones, if none is named.
     """
     if (file is not None) + (process is not None) + (register is not None) > 1:
         raise UsageError("A timeline is of one thing.", hint="name a file, a process or a register")
     if len(states) < 2:
         raise UsageError("A timeline needs two states or more.", hint="take snapshots first")
     say = tell or (lambda _: None)
+    states, before = _in_tree(states)
     sides = [Side(lab, state) for state in states]
+
+    def walk(look: Look, detail: Detail | None = None) -> tuple[Moment, ...]:
+        return _walk(sides, before, look, say, detail)
+
     if file is not None:
-        return Timeline(file, _walk(sides, lambda side: _file(side, file), say, _file_detail))
+        return Timeline(file, walk(lambda side: _file(side, file), _file_detail))
     if process is not None:
-        return Timeline(f"process {process}", _walk(sides, lambda side: _process(side, process), say))
+        return Timeline(f"process {process}", walk(lambda side: _process(side, process)))
     if register is not None:
-        return Timeline(f"register {register}", _walk(sides, lambda side: _register(side, register), say))
-    return Timeline("everything", _steps(lab, sides, say))
+        return Timeline(f"register {register}", walk(lambda side: _register(side, register)))
+    return Timeline(", ".join(layers) or "everything", _steps(lab, sides, before, layers, say))
+
+
+def _in_tree(states: Sequence[Snapshot | Machine]) -> tuple[list[Snapshot | Machine], list[int | None]]:
+    """Return the states, and for each the number of that with which it is compared."""
+    found = list(states)
+    machine = found[-1]
+    if not isinstance(machine, Machine) or found[:-1] != machine.snapshots:
+        return found, [None, *range(len(found) - 1)]
+    ways = [_way(state) for state in found]
+    root = machine.root
+    if root is not None and sum(not set(way) & set(found) for way in ways) > 1:
+        found, ways = [root, *found], [[], *ways]
+    return found, [next((found.index(s) for s in way if s in found), None) for way in ways]
+
+
+def _way(state: Snapshot | Machine) -> list[Snapshot]:
+    """Return from what a state came, the nearest first."""
+    found: list[Snapshot] = []
+    at = state.here or state.root if isinstance(state, Machine) else state.parent
+    while at is not None and at not in found:
+        found.append(at)
+        at = at.parent
+    return found
 
 
 def _walk(
-    sides: list[Side],
-    look: Look,
-    say: Callable[[str], None],
-    detail: Callable[[Any, Any, Side, Side], str] | None = None,
+    sides: list[Side], before: list[int | None], look: Look, say: Callable[[str], None], detail: Detail | None
 ) -> tuple[Moment, ...]:
     found: list[Moment] = []
-    last: tuple[Side, Any] | None = None
-    for side in sides:
+    known: dict[int, Any] = {}
+    for number, side in enumerate(sides):
         say(side.title)
+        # One about which nothing could be found out is passed over.
+        last = before[number]
+        while last is not None and last not in known:
+            last = before[last]
+        since = "" if last is None else sides[last].title
         try:
             values, key = look(side)
         except VMLabError as error:
-            found.append(Moment(side.title, side.record.created, trouble=error.message))
-            if len(found) == len(sides) and last is None:
+            found.append(Moment(side.title, side.record.created, trouble=error.message, since=since))
+            if len(found) == len(sides) and not known:
                 # It is not the states' fault.
                 raise
             continue
-        changed = last is not None and last[1] != key
-        text = detail(last[1], key, last[0], side) if detail and changed and last is not None else ""
-        found.append(Moment(side.title, side.record.created, values, changed, text))
-        last = side, key
+        changed = last is not None and known[last] != key
+        text = detail(known[last], key, sides[last], side) if detail and changed and last is not None else ""
+        found.append(Moment(side.title, side.record.created, values, changed, text, since=since))
+        known[number] = key
     return tuple(found)
 
 
 def _file(side: Side, path: str) -> tuple[dict[str, Any], Any]:
+    from vmlab.compare.files import HASH_LIMIT
+
     state = read_file(side, path)
     if state is None:
         return {}, None
@@ -191,10 +242,13 @@ def _file(side: Side, path: str) -> tuple[dict[str, Any], Any]:
         "mode": f"{state.mode:04o}",
         "owner": f"{state.uid}:{state.gid}",
         "modified": when,
-        "sha256": (state.sha256 or "")[:12],
+        "sha256": (state.sha256 or "")[:12] if state.size <= HASH_LIMIT else "",
     }
+    more = {"target": state.target, "flags": state.flags, "attributes": ", ".join(state.attributes)}
+    values |= {name: value for name, value in more.items() if value}
     # Not the time: a file that is written anew with the same content is the same.
-    return values, _Content(state, (state.type, state.mode, state.uid, state.gid, state.target, state.sha256))
+    names = ("type", "mode", "uid", "gid", "target", "device", "flags", "attributes", "fingerprint")
+    return values, _Content(state, tuple(getattr(state, name) for name in names))
 
 
 class _Content:
@@ -210,13 +264,12 @@ class _Content:
 
 
 def _file_detail(old: _Content | None, new: _Content | None, before: Side, after: Side) -> str:
-    from vmlab.compare.files import TEXT_LIMIT
+    from vmlab.compare.files import lines, unified
 
-    texts = [b"" if side is None else side.state.read(TEXT_LIMIT + 1) for side in (old, new)]
-    if any(b"\0" in data or len(data) > TEXT_LIMIT for data in texts):
+    first, second = (lines(None if one is None else one.state) for one in (old, new))
+    if first is None or second is None:
         return ""
-    first, second = (data.decode("utf-8", "replace").splitlines() for data in texts)
-    return "\n".join(difflib.unified_diff(first, second, before.title, after.title, lineterm="", n=2))
+    return (unified(first, second, before.title, after.title, 2) or "").rstrip("\n")
 
 
 def read_file(side: Side, path: str) -> FileState | None:
@@ -227,29 +280,29 @@ def read_file(side: Side, path: str) -> FileState | None:
     NotFound
         The state has no disk.
     DiskUnreadable
-        No file system of it can be read.
+        The path may be where no file system can be read.
     """
-    from vmlab.compare.blocks import Disk
-    from vmlab.compare.ext4 import Ext4
-    from vmlab.compare.files import FileState
-    from vmlab.compare.partitions import partitions
-
-    if not side.record.spec.disks:
+    if not (targets := side.record.spec.disks):
         raise NotFound(f"{side.title} has no disk.")
-    read = False
-    for name in side.disks.paths:
-        disk = Disk(name)
-        for part in partitions(disk):
-            if part.kind != "ext":
-                continue
-            read, volume = True, Ext4(disk, part.start, part.size)
-            inode = volume.lookup(path.encode("utf-8", "surrogateescape"))
-            if inode is not None:
-                return FileState.of(volume, inode)
-    if not read:
-        raise DiskUnreadable(
-            f"{side.title} has no file system that vmlab reads by itself (ext2, ext3, ext4)."
-        )
+    return find_file(dict(zip(targets, side.disks.paths, strict=True)), path)
+
+
+def find_file(disks: Mapping[str, Path], path: str) -> FileState | None:
+    """Return a file on disks, by their names; as :func:`read_file`."""
+    from vmlab.compare.blocks import Disk
+    from vmlab.compare.files import FileState
+    from vmlab.compare.volumes import Tree, places
+
+    tree = Tree([place for name, disk in disks.items() for place in places(name, Disk(disk))])
+    found = tree.find(path.encode("utf-8", "surrogateescape"))
+    for one in found:
+        if one.place is not None and one.node is not None:
+            return FileState.of(one.place.fs, one.node)
+    # Where it is known what is mounted where, the rest does not matter.
+    unknown = found[:1] if tree.mounts else found
+    if not found or any(one.why for one in unknown):
+        why = " ".join(dict.fromkeys(one.why for one in unknown if one.why))
+        raise DiskUnreadable(why or "There is no file system that vmlab can read.")
     return None
 
 
@@ -282,16 +335,26 @@ def _register(side: Side, name: str) -> tuple[dict[str, Any], Any]:
     return {register.name: str(register)}, register.value
 
 
-def _steps(lab: Lab, sides: list[Side], say: Callable[[str], None]) -> tuple[Moment, ...]:
-    """Compare each state with the one before, all usual layers."""
-    found = [Moment(sides[0].title, sides[0].record.created)]
-    for before, after in itertools.pairwise(sides):
-        say(after.title)
-        diff = Diff(lab, before, after).compare()
+def _steps(
+    lab: Lab,
+    sides: list[Side],
+    before: list[int | None],
+    layers: Sequence[str],
+    say: Callable[[str], None],
+) -> tuple[Moment, ...]:
+    """Compare each state with the one before it; the usual layers, if none is named."""
+    found = []
+    for last, side in zip(before, sides, strict=True):
+        if last is None:
+            found.append(Moment(side.title, side.record.created))
+            continue
+        say(side.title)
+        diff = Diff(lab, sides[last], side).compare(*layers)
         values = {
             name: part.why if part.outcome == "failed" else part.summary
             for name, part in diff.parts.items()
             if part.outcome != "absent"
         }
-        found.append(Moment(after.title, after.record.created, values, not diff.same))
+        since = sides[last].title
+        found.append(Moment(side.title, side.record.created, values, not diff.same, since=since))
     return tuple(found)

@@ -9,12 +9,13 @@ import time
 import pytest
 from commands_fakes import Image, Lab, Machine, lab, web  # noqa: F401
 
-from vmlab import commands
+from vmlab import commands, diff
 from vmlab.commands import _arguments as words
 from vmlab.commands import _many
 from vmlab.commands.ui import QuietUI, TerminalUI
 from vmlab.errors import CommandFailed, MachineErrors, NotFound, UsageError, WrongState
 from vmlab.guest.agent import CommandResult
+from vmlab.timeline import Timeline
 
 VERBS = """create list start stop kill pause resume delete rename snapshot tree revert undo fork forget describe verify
 diff timeline search console exec script put get keys type screenshot serial wait images import limits doctor collect
@@ -393,6 +394,86 @@ def test_keys_and_type():
     do(it, "keys web ctrl-alt-f2 ret")
     do(it, 'type web "ls -la" --enter')
     assert it.machine("web").done == [("keys", "ctrl-alt-f2", "ret"), ("type", "ls -la\n")]
+
+
+@pytest.fixture
+def row(monkeypatch):
+    """A lab in which three states are compared, and what it was asked for."""
+    asked = {}
+
+    class Row:
+        def to_html(self, path):
+            asked["html"] = path
+            return path
+
+    class Three:
+        def timeline(self, states, **options):
+            asked.update(options, states=states)
+            return Row()
+
+    monkeypatch.setattr("vmlab.diff.states", lambda lab, words: list(words))
+    return Three(), asked
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ("", diff.USUAL),
+        ("--all", diff.LAYERS),
+        ("--inside --files", ("files", "inside")),
+        ("--devices", ("registers", "devices")),
+    ],
+)
+def test_diff_of_three_states_takes_the_same_options(row, options, layers):
+    lab, asked = row
+    do(lab, f"diff s1 s2 s3 {options}")
+    assert set(asked["layers"]) == set(layers)
+    assert "html" not in asked
+
+
+def test_diff_of_three_states_is_written(row):
+    lab, asked = row
+    do(lab, "diff s1 s2 s3 --html x.html")
+    assert asked["html"] == "x.html"
+
+
+@pytest.mark.parametrize("option", ["--baseline", "--strings"])
+def test_diff_of_three_states_says_what_it_cannot(row, option):
+    with pytest.raises(UsageError, match=f"{option} is for two states"):
+        do(row[0], f"diff s1 s2 s3 {option}")
+    assert not row[1]
+
+
+def test_diff_says_when_its_page_cannot_be_written(row, tmp_path):
+    lab, _ = row
+    timeline = Timeline("everything", ())
+    lab.timeline = lambda states, **_: timeline
+    do(lab, f"diff s1 s2 s3 --html {tmp_path}/there.html")
+    assert "everything never changes" in (tmp_path / "there.html").read_text()
+    with pytest.raises(UsageError, match="cannot be written"):
+        do(lab, f"diff s1 s2 s3 --html {tmp_path}/nowhere/there.html")
+
+
+def test_diff_looks_at_strings_only_when_asked(monkeypatch):
+    class Made:
+        compared, strings_asked = (), False
+
+        def compare(self, *layers, tell=None):
+            self.compared = layers
+
+        def part(self, name):
+            return argparse.Namespace(result="ram")
+
+        @property
+        def strings(self):
+            self.strings_asked = True
+
+    monkeypatch.setattr("vmlab.diff.states", lambda lab, words: list(words))
+    monkeypatch.setattr("vmlab.diff.make", lambda lab, words: Made())
+    assert not do(None, "diff a b").strings_asked
+    made = do(None, "diff a b --strings --files")
+    assert made.strings_asked
+    assert set(made.compared) == {"files", "ram"}
 
 
 def test_serial_is_clean():

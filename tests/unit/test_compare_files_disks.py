@@ -8,14 +8,12 @@ import random
 import struct
 import subprocess
 import time
-import uuid
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_images import Truth, make_image, overlay, scratch, tool
+from disk_images import Truth, gpt_disk, make_image, overlay, scratch, tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -186,50 +184,6 @@ def mbr_disk(path: Path, image: Path) -> Path:
     return path
 
 
-def gpt_disk(path: Path, image: Path, *, backup_only: bool = False) -> Path:
-    """Put an image into partition 3, at 1 MiB."""
-    data = image.read_bytes()
-    size = (1 << 20) + len(data) + (1 << 20)
-    disk = bytearray(size)
-    table = bytearray(128 * 128)
-    first, last = 2048, 2048 + len(data) // 512 - 1
-    struct.pack_into("<16s16sQQ", table, 2 * 128, uuid.uuid4().bytes_le, uuid.uuid4().bytes_le, first, last)
-
-    def head(at: int, place: int) -> None:
-        text = bytearray(92)
-        struct.pack_into(
-            "<8sIIIIQQQQ16sQIII",
-            text,
-            0,
-            b"EFI PART",
-            0x10000,
-            92,
-            0,
-            0,
-            at,
-            0,
-            34,
-            0,
-            bytes(16),
-            place,
-            128,
-            128,
-            zlib.crc32(table),
-        )
-        struct.pack_into("<I", text, 16, zlib.crc32(text))
-        disk[at * 512 : at * 512 + 92] = text
-        disk[place * 512 : place * 512 + len(table)] = table
-
-    disk[446:462] = struct.pack("<B3xB3xII", 0, 0xEE, 1, size // 512 - 1)
-    disk[510:512] = b"\x55\xaa"
-    if not backup_only:
-        head(1, 2)
-    head(size // 512 - 1, size // 512 - 33)
-    disk[1 << 20 : (1 << 20) + len(data)] = data
-    path.write_bytes(disk)
-    return path
-
-
 @pytest.mark.parametrize(
     ("table", "name"), [("mbr", "vda6"), ("gpt", "vda3"), ("backup", "vda3"), ("none", "vda")]
 )
@@ -244,7 +198,7 @@ def test_file_systems_in_partitions(folder: Path, table: str, name: str) -> None
         if table == "none":
             (folder / name).write_bytes(image.read_bytes())
             return folder / name
-        return gpt_disk(folder / name, image, backup_only=table == "backup")
+        return gpt_disk(folder / name, {3: image}, backup_only=table == "backup")
 
     before = disk("before")
     (folder / "tree" / "file").write_text("two\n")
@@ -473,6 +427,9 @@ def test_damage_is_an_error_or_a_difference_and_never_a_hang(folder: Path, flavo
             return
         finally:
             assert time.monotonic() - started < 20
+        if found.unread:
+            assert not found.equal
+            return
         try:
             after = seen(disk)
         except DiskUnreadable:
@@ -493,9 +450,9 @@ def test_damage_is_an_error_or_a_difference_and_never_a_hang(folder: Path, flavo
 def test_a_truncated_disk(folder: Path) -> None:
     image = make_image(folder / "image", "ext4", "4M")
     (folder / "short").write_bytes(image.read_bytes()[: 2 << 20])
-    with pytest.raises(DiskUnreadable, match="it says that it is") as caught:
-        compare_files([image], [folder / "short"])
-    assert caught.value.evidence["volume"] == "vda"
+    found = compare_files([image], [folder / "short"])
+    assert not found.equal
+    assert "it says that it is" in found.unread[0]
 
 
 def test_unknown_features(folder: Path) -> None:
@@ -503,8 +460,8 @@ def test_unknown_features(folder: Path) -> None:
     data = bytearray(image.read_bytes())
     data[1024 + 96 + 3] |= 0x10
     (folder / "new").write_bytes(data)
-    with pytest.raises(DiskUnreadable, match="0x10000000"):
-        compare_files([image], [folder / "new"])
+    (unread,) = compare_files([image], [folder / "new"]).unread
+    assert "0x10000000" in unread
 
 
 # -- the journal ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from vmlab.compare.files import FilesDiff, compare_files
 from vmlab.compare.lvm import logical_volumes
 from vmlab.compare.walk import LIBRARIES, Walk
 from vmlab.errors import DiskUnreadable
+from vmlab.timeline import find_file
 
 SBIN = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
@@ -149,6 +150,37 @@ def test_fat_at_random(fat: tuple[Path, Path], folder: Path) -> None:
             assert entry.after.read() == now[entry.path]
 
 
+def test_a_file_of_fat(fat: tuple[Path, Path], folder: Path) -> None:
+    before, after = fat
+    assert find_file({"vda": before}, "/nothing") is None
+    name = "/Ein längerer Name.txt"
+    data = (folder / "source" / name[1:]).read_bytes()
+    # The same content in another place.
+    mtools("mcopy", "-i", after, folder / "source" / name[1:], "::again.txt")
+    (folder / "other").write_bytes(b"x" + data[1:])
+    mtools("mcopy", "-i", after, folder / "other", "::other.txt")
+    states = [find_file({"vda": disk}, path) for disk, path in (
+        (before, name), (after, name), (after, "/again.txt"), (after, "/other.txt"))]  # fmt: skip
+    assert [s is not None and s.read() for s in states[:3]] == [data] * 3
+    prints = [s.fingerprint for s in states if s is not None]
+    assert prints[0] == prints[1] == prints[2] != prints[3]
+
+
+def test_fat_that_was_made_apart(folder: Path) -> None:
+    """Clusters, dates and sizes are alike in two builds of one image, and say nothing."""
+    needs("mkfs.vfat", "mcopy", library="pyfsfat")
+    images = []
+    for names in ("abc", "bcd"):
+        images.append(blank(folder / f"fat-{names}.raw", "2M"))
+        tool("mkfs.vfat", "-i", "1", images[-1])
+        for name in names:
+            (folder / name).write_text(f"content {name}")
+            os.utime(folder / name, (1_700_000_000, 1_700_000_000))
+            mtools("mcopy", "-m", "-i", images[-1], folder / name, f"::{name}")
+    found = compare_files([images[0]], [images[1]])
+    assert {(e.kind, e.path) for e in found} == {("removed", "/a"), ("added", "/d")}
+
+
 # -- XFS and NTFS ------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +255,30 @@ def test_xfs_a_byte_in_any_group(folder: Path) -> None:
     assert (
         compare_files([make_xfs(folder / "other.raw")], [before]).added("/3/link").after.target == "t" * 1000
     )  # type: ignore[union-attr]
+
+
+def test_a_file_of_xfs(folder: Path) -> None:
+    before = make_xfs(folder / "xfs.raw")
+    with mounted(before, folder / "mount") as top:
+        (top / "a").write_bytes(b"x" * 5000)
+        with (top / "large").open("wb") as file:
+            file.seek(5 << 40)
+            file.write(b"one")
+            file.truncate(7 << 40)
+    after = folder / "xfs-after.raw"
+    shutil.copy(before, after)
+    with mounted(after, folder / "mount") as top:
+        (top / "a").unlink()
+        (top / "b").write_bytes(b"y" * 9000)
+        (top / "a").write_bytes(b"x" * 5000)
+        with (top / "large").open("r+b") as file:
+            file.seek(5 << 40)
+            file.write(b"two")
+    for name, same in (("/a", True), ("/large", False)):
+        first, second = (find_file({"vda": disk}, name) for disk in (before, after))
+        assert first is not None
+        assert second is not None
+        assert (first.fingerprint == second.fingerprint) is same
 
 
 def test_xfs_log(folder: Path) -> None:
@@ -402,7 +458,7 @@ def test_the_process_ends_with_the_result(folder: Path) -> None:
     shutil.copy(image, after)
     mtools("mdel", "-i", after, "::one")
     found = compare_files([image], [after])
-    walk = found.volumes[0]._sides[0]._walk  # type: ignore[index,union-attr]
+    walk = found._trees[0].places[0].fs._walk  # type: ignore[attr-defined]
     process = walk._process
     assert process.poll() is None
     del walk, found
@@ -498,6 +554,40 @@ def test_lvm(group: tuple[Path, Callable[..., str]], folder: Path) -> None:
     assert found.unchanged("/etc/200")
 
 
+def test_a_root_in_lvm(group: tuple[Path, Callable[..., str]], folder: Path) -> None:
+    """What is not on the /boot that is read by itself may be there."""
+    image, _ = group
+    tree = folder / "top"
+    shutil.rmtree(tree, ignore_errors=True)
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc" / "fstab").write_text(
+        "/dev/mapper/vg-root / ext4 x\n/dev/vg/data /srv ext4 x\n/dev/vdb /boot ext4 x\n"
+    )
+    (tree / "etc" / "motd").write_text("one")
+    put(image, "root", make_image(folder / "root.raw", size="24M", tree=tree), folder)
+    put(image, "data", make_image(folder / "data.raw", size="12M"), folder)
+    boot = make_image(folder / "boot.raw", size="4M")
+    disks = {"vda": image, "vdb": boot}
+    before = find_file(disks, "/etc/motd")
+    assert before is not None
+    assert before.read() == b"one"
+    assert find_file(disks, "/boot/nothing") is None
+    assert find_file(disks, "/boot/lost+found") is not None
+    after = folder / "pv-after.raw"
+    shutil.copy(image, after)
+    tool("debugfs", "-w", "-R", "ea_set /etc/motd user.x y", folder / "root.raw")
+    put(after, "root", folder / "root.raw", folder)
+    tool("debugfs", "-w", "-R", f"write {tree}/etc/motd new", folder / "data.raw")
+    put(after, "data", folder / "data.raw", folder)
+    found = compare_files([image, boot], [after, boot])
+    assert found.changed("/etc/motd").what == ("attributes",)
+    assert found.added("/srv/new").volume == "vda/vg/data"
+    assert {v.name: v.mount for v in found.volumes} == {
+        "vda/vg/root": "/", "vda/vg/data": "/srv", "vdb": "/boot",
+    }  # fmt: skip
+    assert found.unchanged("/boot/lost+found")
+
+
 def test_lvm_that_was_changed(group: tuple[Path, Callable[..., str]], folder: Path) -> None:
     image, run = group
     before = folder / "pv-before.raw"
@@ -511,9 +601,9 @@ def test_lvm_that_was_changed(group: tuple[Path, Callable[..., str]], folder: Pa
     found = compare(before, image)
     assert {v.name: v.unread for v in found.volumes} == {
         "vda/vg/data": None,
-        "vda/vg/more": "The logical volume vda/vg/more is there only after; its files are not listed.",
-        "vda/vg/zero": "The logical volume vda/vg/zero is there only after; its files are not listed.",
-        "vda/vg/root": "The logical volume vda/vg/root is there only before; its files are not listed.",
+        "vda/vg/more": "The volume vda/vg/more is there only after; its files are not listed.",
+        "vda/vg/zero": "The volume vda/vg/zero is there only after; its files are not listed.",
+        "vda/vg/root": "The volume vda/vg/root is there only before; its files are not listed.",
     }
     assert compare_files([image], [image]).equal
     zero = next(v for v in logical_volumes(Disk(image), 0, 100 << 20) if v.name == "zero")

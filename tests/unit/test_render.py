@@ -297,6 +297,25 @@ def test_units():
     assert [units.percent(p) for p in (0, 0.44, 97.6, None)] == ["0 %", "0.4 %", "98 %", "–"]
 
 
+def test_a_line_is_one_line():
+    assert units.line("é 漢 😀 <b>") == "é 漢 😀 <b>"
+    for text, shown in (
+        ("a\nb\tc", "a\\nb\\tc"),
+        ("\udcff\ud800", "\\xff\\ud800"),
+        ("\u202eexe\u2028\x85\x1b[0m", "\\u202eexe\\u2028\\x85\\x1b[0m"),
+        ("a   b ", "a \\x20\\x20b "),
+        (7, "7"),
+    ):
+        assert units.line(text) == shown
+    assert units.line("a\tb  c\n", keep=" \t") == "a\tb  c\\n"
+
+
+def test_clean_text_can_be_written_and_turns_nothing_round():
+    text = units.clean("a\nb\tc \udcff\ud800\u202e\u2028\x9b")
+    assert text == "a\nb\tc " + "\ufffd" * 5
+    assert page.document("\udcff", page.esc("\udcff")).encode()
+
+
 def test_names_in_a_sentence():
     assert [words(list(n)) for n in ("", "a", "ab", "abc")] == ["nothing", "a", "a and b", "a, b and c"]
 

@@ -86,19 +86,23 @@ def test_random_changes_in_a_guest(lab: Lab, guest: Machine, seed: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_large_things(lab: Lab, guest: Machine) -> None:
+    """Most of it is only in the guest's page cache when the snapshots are taken."""
     guest.succeed(
         f"cd {TOP} && truncate -s 6G sparse && printf one | dd of=sparse bs=1 seek=5G conv=notrunc 2>&1"
         " && mkdir crowd && cd crowd && seq 3000 | xargs touch"
-        f" && cd {TOP} && mkdir -p $(seq -s / 1 300) && sync"
+        f" && cd {TOP} && mkdir -p $(seq -s / 1 300)"
     )
     before = guest.snapshot("before")
     deep = "/".join(str(n) for n in range(1, 301))
     guest.succeed(
         f"cd {TOP} && printf two | dd of=sparse bs=1 seek=5G conv=notrunc 2>&1"
-        f" && mv crowd/1234 crowd/renamed && rm crowd/77 && touch {deep}/file && sync"
+        f" && mv crowd/1234 crowd/renamed && rm crowd/77 && touch {deep}/file"
     )
     after = guest.snapshot("after")
-    found = compare_files(disks(lab, before), disks(lab, after))
+    with before.diff(after) as diff:
+        found = diff.files
+    assert diff.before.disks.flushed
+    assert diff.after.disks.flushed
     said = {e.path.removeprefix(TOP): (e.kind, e.old_path) for e in found.below(TOP) if e.kind != "touched"}
     assert said == {
         "/sparse": ("changed", None),
@@ -164,3 +168,25 @@ def walked(x: Disk, y: Disk) -> list[tuple[str, object, object]]:
             told = (replace(state, size=size, inode=0), state.attributes, state.sha256)
             found[-1][path.decode("utf-8", "surrogateescape")] = told
     return [(path, found[0].get(path), found[1].get(path)) for path in found[0].keys() | found[1].keys()]
+
+
+@pytest.mark.timeout(600)
+def test_a_timeline_follows_the_tree(lab: Lab, tiny: Machine) -> None:
+    tiny.succeed("echo a >/root/log")
+    tiny.snapshot("s1")
+    tiny.succeed("echo b >>/root/log")
+    tiny.snapshot("s2")
+    tiny.revert("s1")
+    tiny.snapshot("s3")
+    tiny.succeed("echo c >>/root/log")
+    found = lab.timeline([tiny], file="/root/log")
+    name = tiny.name
+    assert [(m.title, m.since, m.changed) for m in found] == [
+        (f"{name}@s1", "", False),
+        (f"{name}@s2", f"{name}@s1", True),
+        # Not another than what it came from, whatever its sibling did.
+        (f"{name}@s3", f"{name}@s1", False),
+        (f"{name} (now)", f"{name}@s3", True),
+    ]
+    assert "+c" in found[-1].detail
+    assert "b" not in found[-1].detail.splitlines()[-1]

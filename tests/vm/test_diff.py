@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from vmlab import throwaway
-from vmlab.errors import NotFound, SnapshotDamaged, UsageError, WrongState
+from vmlab import render, throwaway
+from vmlab.errors import NotFound, SnapshotDamaged, UsageError, VMLabError, WrongState
 from vmlab.lab import Lab
 from vmlab.machine import Machine
+from vmlab.snapshot import Snapshot
 from vmlab.store.locks import is_held
 
 INTRUSION = """
@@ -87,9 +88,11 @@ def test_an_intruder_is_found_in_a_machine_that_stands_still(desktop: Machine, l
         assert json.dumps(diff.to_json())
         assert "not asked for" not in diff.summary
         assert [part for part in diff.to_json()["layers"].values() if part["outcome"] == "failed"] == []
+        assert diff.to_json()["strings"]["came_total"] == len(diff.strings.came)
         if importlib.util.find_spec("pandas"):
-            for name in diff.parts:
-                assert len(getattr(diff, name).to_pandas().columns) > 1
+            frames = diff.to_pandas()
+            assert frames.keys() == diff.parts.keys()
+            assert all(len(frame.columns) > 1 for frame in frames.values())
     assert desktop.state == "paused"
     assert desktop.domain.hmp("info registers -a") == registers
     assert desktop._record.layers == layers
@@ -308,6 +311,36 @@ def test_an_ended_comparison_leaves_nothing(end: signal.Signals, desktop: Machin
     assert desktop.succeed("echo fine") == "fine\n"
 
 
+def test_what_a_guest_calls_things_forges_nothing(tiny: Machine, tmp_path: Path) -> None:
+    clean = tiny.snapshot("clean")
+    tiny.script(
+        "#!/bin/sh\n"
+        """touch "$(printf '/root/x\\n~ shadow')" "$(printf '/root/\\377')" "$(printf '/root/\\342\\200\\256gpj')"\n"""
+        """sh -c 'printf "x\\n1 (init" >/proc/self/comm; while :; do sleep 1000; done' </dev/null >/dev/null 2>&1 &\n"""
+        "echo 'root::0:0:second:/:/bin/sh' >>/etc/passwd\n"
+        "sleep 0.3\n"
+    ).check()
+    with tiny.diff(clean) as diff:
+        diff.compare("files", "inside")
+        assert [row["title"] for row in diff.inside.users.new] == ["second"]
+        table = diff.inside.processes
+        commands = {row["command"] for row in table.new if not table.is_noise(row)}
+        # And what is left for a moment of what was asked before.
+        assert any("sleep 1000" in command for command in commands)
+        assert all("sleep" in command for command in commands)
+        assert all("sleep" in row["command"] for row in table.gone if not table.is_noise(row))
+        page = diff.to_html(tmp_path / "diff.html").read_text("utf-8")
+        text, data = render.text(diff), json.dumps(diff.to_json(), ensure_ascii=False)
+        for shown in (page, text):
+            assert "/root/x\\n~ shadow" in shown
+            assert "/root/\\xff" in shown
+            assert "/root/\\u202egpj" in shown
+        for shown in (page, text, data, diff.summary):
+            shown.encode()
+            assert "\u202e" not in shown
+        assert not [one for one in text.splitlines() if one.startswith("~ shadow")]
+
+
 def test_what_changes_by_itself(tiny: Machine, lab: Lab) -> None:
     # A guest that keeps a log of its own.
     tiny.succeed("(while sleep 0.3; do date >>/root/ticks; done) >/dev/null 2>&1 </dev/null &")
@@ -316,8 +349,8 @@ def test_what_changes_by_itself(tiny: Machine, lab: Lab) -> None:
     tiny.succeed("echo mine >/root/mine; sleep 1")
     with tiny.diff(clean) as diff:
         diff.baseline(seconds=3)
-        assert "/root/ticks" in diff.noise
-        assert "/root/mine" not in diff.noise
+        assert any(path == "/root/ticks" for _, path, _ in diff.noise)
+        assert not any(path == "/root/mine" for _, path, _ in diff.noise)
         # Folded, not hidden.
         assert diff.files.changed("/root/ticks")
         assert "change by themselves" in diff.summary
@@ -341,6 +374,45 @@ def test_what_was_written_out_is_kept_with_the_snapshot(tiny: Machine, lab: Lab)
         assert diff.files.added("/root/two")
         assert "/root/one" not in diff.files
     assert time.monotonic() - started < 5
+
+
+def test_disks_can_be_written_out_again_beside_a_baseline(tiny: Machine, lab: Lab) -> None:
+    clean = tiny.snapshot("clean")
+    tiny.succeed("echo one >/root/one")
+    second = tiny.snapshot("second")
+    with clean.diff(second) as diff:
+        diff.baseline(seconds=0.5)
+    folder = lab.store.compared_folder(clean.id)
+    for path in folder.glob("*.qcow2"):
+        path.unlink()
+    for _ in range(2):
+        with clean.diff(second) as diff:
+            assert diff.files.added("/root/one")
+            assert not [note for note in diff.notes if "page cache" in note]
+    assert (folder / "baseline.json").exists()
+    assert list(folder.glob("*.qcow2"))
+
+
+def standing_on(lab: Lab, snapshot: Snapshot) -> set[str]:
+    """Return the disk layers that stand on those of a snapshot."""
+    found = set()
+    for path in (lab.home / "layers").glob("*.json"):
+        # Other tests delete theirs at any time.
+        with contextlib.suppress(FileNotFoundError, VMLabError):
+            if lab.store.layer(path.stem).backing in snapshot._record.layers.values():
+                found.add(path.stem)
+    return found
+
+
+def test_nothing_of_the_forks_is_left_when_a_layer_is_there(tiny: Machine, lab: Lab) -> None:
+    first = tiny.snapshot("first")
+    tiny.succeed("echo two >/root/two")
+    second = tiny.snapshot("second")
+    with first.diff(second) as diff:
+        for look in (lambda: diff.files, lambda: diff.inside, lambda: diff.baseline(0.1)):
+            look()
+            assert leftovers(lab, tiny) == []
+            assert standing_on(lab, second) == set(tiny._record.layers.values())
 
 
 def test_a_timeline(tiny: Machine, lab: Lab, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ be asked of a guest is asked in forks that are thrown away. What is inside (proc
 settings) takes seconds, so it is compared only with --inside or --all. A layer that could not be compared is
 told as such, never as equal.
 
+More than two states are compared each with the next.
+
 Examples
 --------
 diff web                    # what has changed since the snapshot that it stands on
@@ -19,6 +21,7 @@ diff web clean s2 --files
 diff web db                 # two machines
 diff web@clean db@s1 --all
 diff web clean --inside --baseline
+diff web clean --strings    # also the texts that came to RAM, and that went
 diff web s1 s2 s3           # what changed from each to the next
 """
 
@@ -29,8 +32,11 @@ from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
 from vmlab.commands import _names
+from vmlab.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmlab.commands.ui import UI
     from vmlab.diff import Diff
     from vmlab.lab import Lab
@@ -60,6 +66,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--all", action="store_true", help="all of these; without any, all but --inside")
     parser.add_argument(
+        "--strings",
+        action="store_true",
+        help="also the printable strings in the changed pages of RAM, which takes about a second",
+    )
+    parser.add_argument(
         "--baseline",
         action="store_true",
         help="measure first what changes by itself: let a fork of the first state run idle for some seconds",
@@ -71,19 +82,46 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Diff | Timeline:
     """Return the comparison, with the layers compared that were asked for."""
     from vmlab import diff
 
-    if len(diff.states(lab, args.states)) > 2:
-        with ui.progress(f"compare {' '.join(args.states)}") as tell:
-            return lab.timeline(args.states, progress=tell)
-
     chosen = [layer for name, (layers, _) in OPTIONS.items() if getattr(args, name) for layer in layers]
     layers = diff.LAYERS if args.all else tuple(chosen) or diff.USUAL
+    if len(diff.states(lab, args.states)) > 2:
+        return _row(lab, args, ui, layers)
+
+    if args.strings and "ram" not in layers:
+        layers = (*layers, "ram")
     with ui.progress(f"compare {' '.join(args.states)}") as tell:
         made = diff.make(lab, args.states)
         made.compare(*layers, tell=lambda layer: tell(layer, None))
+        if args.strings and made.part("ram").result is not None:
+            tell("strings", None)
+            _ = made.strings
         if args.baseline:
             tell("what changes by itself", None)
             made.baseline()
             made.compare(*layers)
-    if args.html:
-        ui.say(f"written: {made.to_html(args.html)}")
+    _write(args, ui, made)
     return made
+
+
+def _row(lab: Lab, args: argparse.Namespace, ui: UI, layers: Sequence[str]) -> Timeline:
+    """Compare more than two states, each with the next."""
+    for name in ("baseline", "strings"):
+        if getattr(args, name):
+            raise UsageError(
+                f"--{name} is for two states.", hint=f"compare two of them: `%vm diff A B --{name}`"
+            )
+    with ui.progress(f"compare {' '.join(args.states)}") as tell:
+        found = lab.timeline(args.states, layers=layers, progress=tell)
+    _write(args, ui, found)
+    return found
+
+
+def _write(args: argparse.Namespace, ui: UI, made: Diff | Timeline) -> None:
+    if not args.html:
+        return
+    try:
+        ui.say(f"written: {made.to_html(args.html)}")
+    except OSError as error:
+        raise UsageError(
+            f"'{args.html}' cannot be written ({error.strerror}).", hint="name another file"
+        ) from error

@@ -17,20 +17,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmlab.compare.blocks import Disk, Mapped, Numbers, Readable, Segment, differing
-from vmlab.compare.ext4 import Ext4
+from vmlab.compare.blocks import SECTOR, Disk, Numbers, differing
 from vmlab.compare.ext4.differences import PAGE, Change, changes
-from vmlab.compare.lvm import LogicalVolume, logical_volumes
-from vmlab.compare.partitions import Partition, kind_of, partitions
-from vmlab.compare.walk import LIBRARIES, Walk, readable
+from vmlab.compare.partitions import outside
+from vmlab.compare.volumes import NO_FILES, FileSystem, Found, Place, Tree, places
+from vmlab.compare.walk import Walk
 from vmlab.errors import DiskUnreadable, HostError
 
 if TYPE_CHECKING:
@@ -50,9 +50,12 @@ _TYPES = {
     stat.S_IFIFO: "fifo",
     stat.S_IFSOCK: "socket",
 }
-#: Larger files have no text diff, and no hash in JSON.
+#: Larger files have no text diff, and no hash in JSON; and the bytes that are hashed for one JSON.
 TEXT_LIMIT = 256 << 10
 HASH_LIMIT = 64 << 20
+HASH_TOTAL = 512 << 20
+#: Pairs of equal lines that are looked at for one text diff, which takes some tenths of a second.
+_MOST_PAIRS = 1_000_000
 #: Bytes that are looked at to tell text from other content.
 _PROBE = 8192
 
@@ -61,25 +64,6 @@ def printable(path: str) -> str:
     r"""Return a path as it can be printed anywhere; bytes that are no UTF-8 are shown as ``\xff``."""
     shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-
-
-class FileSystem(Protocol):
-    """What reads a file system; what it calls a file is its own."""
-
-    def target(self, inode: Any, /) -> bytes:
-        """Return what a symbolic link leads to."""
-
-    def attributes(self, inode: Any, /) -> dict[bytes, bytes]:
-        """Return extended attributes."""
-
-    def read(self, inode: Any, offset: int, length: int, /) -> bytes:
-        """Return bytes of a file's content, fewer at its end."""
-
-    def parts(self, inode: Any, /) -> Iterator[bytes]:
-        """Yield a file's content in parts."""
-
-    def lookup(self, path: bytes, /) -> Any:
-        """Return what an absolute path leads to, or None."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +143,19 @@ class FileState:
             digest.update(part)
         return digest.hexdigest()
 
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """What is equal for files of equal content, whatever their size; holes are not read. None as of `sha256`."""
+        return self._fs.fingerprint(self._inode) if self.type == "file" else None
+
     def read(self, limit: int | None = None) -> bytes:
         """Return a file's content, at most ``limit`` bytes of it."""
         if self.type != "file":
             return b""
         return self._fs.read(self._inode, 0, self.size if limit is None else limit)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what is known, with the hash of files up to 64 MiB."""
+    def to_json(self, limit: int = HASH_LIMIT) -> dict[str, Any]:
+        """Return what is known, with the hash of files up to 64 MiB, or another limit."""
         found: dict[str, Any] = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
@@ -175,7 +164,7 @@ class FileState:
         found["mode"] = f"{self.mode:04o}"
         found["target"] = None if self.target is None else printable(self.target)
         found["attributes"] = {printable(k): v.hex() for k, v in self.attributes.items()}
-        found["sha256"] = self.sha256 if self.size <= HASH_LIMIT else None
+        found["sha256"] = self.sha256 if self.size <= limit else None
         return found
 
 
@@ -189,7 +178,8 @@ class FileChange:
         ``added``, ``removed``, ``changed`` (content or type), ``renamed``, ``metadata`` (mode, owner, target of a link
         ...), ``touched`` (only the time, or a directory in the place of one of the same name).
     path
-        Where it is, or was if it is gone. Bytes that are no UTF-8 are as :func:`os.fsdecode` has them.
+        Where it is, or was if it is gone: in the guest, where ``/etc/fstab`` on its disks says where the volume is
+        mounted, else in the volume. Bytes that are no UTF-8 are as :func:`os.fsdecode` has them.
     before, after
         The file then and now; None where there was none.
     what
@@ -200,6 +190,8 @@ class FileChange:
         entries of its own.
     link_to
         For a name that was added or removed: another name of the same file, which had it before and has it still.
+    moved_to
+        For a name that was removed: a name that the file has only now, in the place of what was there before.
     volume
         The disk, partition or logical volume: ``vda``, ``vda1``, ``vda2/vg/lv``.
     """
@@ -211,10 +203,18 @@ class FileChange:
     what: tuple[str, ...] = ()
     old_path: str | None = None
     link_to: str | None = None
+    moved_to: str | None = None
     volume: str = ""
+    #: What tells the volume from others, where nobody knows where it is mounted.
+    _prefix: str = field(default="", repr=False, compare=False)
+
+    @property
+    def shown(self) -> str:
+        """The path, with the volume in front (``vdb1:/x``) if it is not known where that is mounted."""
+        return self._prefix + self.path
 
     def __str__(self) -> str:
-        text = f"{printable(self.path)} {self._said()}"
+        text = f"{printable(self.shown)} {self._said()}"
         return f"{text} ({', '.join(self.what)})" if self.what else text
 
     def _said(self) -> str:
@@ -222,6 +222,8 @@ class FileChange:
             return f"was {self.kind}; it was {printable(self.old_path)}"
         if self.link_to is not None:
             return f"was {self.kind}: a hard link to {printable(self.link_to)}"
+        if self.moved_to is not None:
+            return f"was {self.kind}: it is {printable(self.moved_to)} now"
         return {"metadata": "has other metadata", "touched": "was touched"}.get(self.kind, f"was {self.kind}")
 
     @property
@@ -242,35 +244,37 @@ class FileChange:
         Returns
         -------
         str or None
-            None unless both sides are text of at most 256 KiB; what was added or removed is compared with nothing.
+            None unless both sides are text of at most 256 KiB that does not take too long to compare; what was added or
+            removed is compared with nothing.
         """
-        old, new = _lines(self.before), _lines(self.after)
+        old, new = lines(self.before), lines(self.after)
         if old is None or new is None:
             return None
-        lines = difflib.unified_diff(
-            old,
-            new,
-            "/dev/null" if self.before is None else f"a{printable(self.old_path or self.path)}",
-            "/dev/null" if self.after is None else f"b{printable(self.path)}",
-            n=context,
-        )
-        return "".join(x if x.endswith("\n") else f"{x}\n\\ No newline at end of file\n" for x in lines)
+        first = "/dev/null" if self.before is None else f"a{printable(self.old_path or self.path)}"
+        second = "/dev/null" if self.after is None else f"b{printable(self.path)}"
+        return unified(old, new, first, second, context)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all of it; ``path_bytes`` (hexadecimal) is there for paths that are no UTF-8."""
+    def to_json(self, limit: int = HASH_LIMIT) -> dict[str, Any]:
+        """Return all of it; ``path_bytes`` (hexadecimal) is there for paths that are no UTF-8.
+
+        Parameters
+        ----------
+        limit
+            Bytes of a file up to which its hash is there.
+        """
         found: dict[str, Any] = {
             "kind": self.kind,
             "path": printable(self.path),
+            "shown": printable(self.shown),
             "type": self.type,
             "what": list(self.what),
             "volume": self.volume,
-            "before": None if self.before is None else self.before.to_json(),
-            "after": None if self.after is None else self.after.to_json(),
+            "before": None if self.before is None else self.before.to_json(limit),
+            "after": None if self.after is None else self.after.to_json(limit),
         }
-        if self.old_path is not None:
-            found["old_path"] = printable(self.old_path)
-        if self.link_to is not None:
-            found["link_to"] = printable(self.link_to)
+        for name in ("old_path", "link_to", "moved_to"):
+            if (path := getattr(self, name)) is not None:
+                found[name] = printable(path)
         if printable(self.path) != self.path:
             found["path_bytes"] = self.path.encode("utf-8", "surrogateescape").hex()
         return found
@@ -280,8 +284,67 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def _lines(state: FileState | None) -> list[str] | None:
-    """Return the lines of a text file, or None if it is none, or too large; nothing has no lines."""
+class _TooMuchError(Exception):
+    """A text diff that takes too long."""
+
+
+class _Matcher(difflib.SequenceMatcher[str]):
+    """Compares lines, and gives up where there are so many equal ones that it would take seconds, or hours."""
+
+    def __init__(self, old: list[str], new: list[str]) -> None:
+        super().__init__(None, old, new)
+        places = self.b2j  # type: ignore[attr-defined]
+        self._until = [0, *itertools.accumulate(len(places.get(line, ())) + 1 for line in old)]
+        self._left = _MOST_PAIRS
+
+    def find_longest_match(
+        self, alo: int = 0, ahi: int | None = None, blo: int = 0, bhi: int | None = None
+    ) -> difflib.Match:
+        """Return the longest block that both have."""
+        self._left -= self._until[-1 if ahi is None else ahi] - self._until[alo]
+        if self._left < 0:
+            raise _TooMuchError
+        return super().find_longest_match(alo, ahi, blo, bhi)
+
+
+def unified(old: list[str], new: list[str], first: str, second: str, context: int = 3) -> str | None:
+    """Return what differs between lines (with their ends) as a unified diff; None if that would take too long."""
+    start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    # What both begin and end with needs no matching, but for the lines that are shown around.
+    start = max(0, start - context)
+    rest = zip(reversed(old[start:]), reversed(new[start:]), strict=False)
+    end = max(0, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], rest)) - context)
+    old, new = old[start : len(old) - end], new[start : len(new) - end]
+    try:
+        groups = list(_Matcher(old, new).get_grouped_opcodes(context))
+    except _TooMuchError:
+        return None
+    found = [f"--- {first}\n", f"+++ {second}\n"] if groups else []
+    for group in groups:
+        ranges = [
+            _range(start + low, start + high)
+            for low, high in ((group[0][1], group[-1][2]), (group[0][3], group[-1][4]))
+        ]
+        found.append(f"@@ -{ranges[0]} +{ranges[1]} @@\n")
+        for tag, i1, i2, j1, j2 in group:
+            if tag == "equal":
+                found += [f" {line}" for line in old[i1:i2]]
+                continue
+            found += [f"-{line}" for line in old[i1:i2]]
+            found += [f"+{line}" for line in new[j1:j2]]
+    return "".join(x if x.endswith("\n") else f"{x}\n\\ No newline at end of file\n" for x in found)
+
+
+def _range(start: int, stop: int) -> str:
+    """Return lines as the head of a hunk names them."""
+    length = stop - start
+    if length == 1:
+        return f"{start + 1}"
+    return f"{start + bool(length)},{length}"
+
+
+def lines(state: FileState | None) -> list[str] | None:
+    """Return the lines, with their ends, of a text file, or None if it is none, or too large; nothing has no lines."""
     if state is None:
         return []
     if state.type != "file" or state.size > TEXT_LIMIT or b"\0" in state.read(_PROBE):
@@ -311,6 +374,8 @@ class Volume:
         How many bytes lie in blocks that differ.
     unread
         A sentence if files may differ which the result does not show; else None.
+    mount
+        Where the guest mounts it, as ``/etc/fstab`` on its disks says; None if that is not known.
     """
 
     name: str
@@ -318,7 +383,7 @@ class Volume:
     label: str = ""
     changed_bytes: int = 0
     unread: str | None = None
-    _sides: tuple[FileSystem, FileSystem] | None = field(default=None, repr=False, compare=False)
+    mount: str | None = None
 
 
 @dataclass(frozen=True)
@@ -339,6 +404,7 @@ class FilesDiff:
 
     entries: tuple[FileChange, ...]
     volumes: tuple[Volume, ...]
+    _trees: tuple[Tree, ...] = field(default=(), repr=False, compare=False)
 
     def __iter__(self) -> Iterator[FileChange]:
         return iter(self.entries)
@@ -374,19 +440,52 @@ class FilesDiff:
         return [entry for entry in self.entries if entry.kind == kind]
 
     def get(self, path: str) -> FileChange | None:
-        """Return the entry of a path, or None if nothing about it differs."""
-        return next((entry for entry in self.entries if entry.path == path), None)
+        """Return the entry of a path, or None if nothing about it differs.
+
+        Symbolic links on the way to it are followed, as the guest does: ``/bin/ls`` may be ``/usr/bin/ls``.
+        """
+        return next(iter(self._entries(path)), None)
 
     def below(self, folder: str) -> list[FileChange]:
         """Return the entries of a directory and all that is in it."""
-        inside = folder.rstrip("/") + "/"
+        return self._below(self._spots(folder) | self._spots(folder, follow=True))
+
+    def _below(self, spots: Collection[_Spot]) -> list[FileChange]:
         return [
             entry
             for entry in self.entries
             if any(
-                p is not None and (p == folder or p.startswith(inside)) for p in (entry.path, entry.old_path)
+                (not spot.volume or spot.volume == entry.volume)
+                and p is not None
+                and (p == spot.path or p.startswith(spot.path.rstrip("/") + "/"))
+                for p in (entry.path, entry.old_path)
+                for spot in spots
             )
         ]
+
+    def _entries(self, path: str) -> list[FileChange]:
+        """Return the entries of a path, in whatever volumes."""
+        spots = self._spots(path)
+        return [
+            e for e in self.entries if any(s.path == e.path and s.volume in ("", e.volume) for s in spots)
+        ]
+
+    def _find(self, path: str, side: int, *, follow: bool = False) -> list[Found]:
+        raw = path.encode("utf-8", "surrogateescape")
+        return self._trees[side].find(raw, follow=follow) if self._trees else []
+
+    def _spots(self, path: str, *, follow: bool = False) -> set[_Spot]:
+        """Return where a path may be found among the entries: as it is, and where it leads to on either side."""
+        found = {_Spot("", _normal(path))}
+        for side in (0, 1):
+            found |= {spot for one in self._find(path, side, follow=follow) if (spot := self._spot(one))}
+        return found
+
+    def _spot(self, found: Found) -> _Spot | None:
+        if found.place is None:
+            return None
+        mount = next((v.mount for v in self.volumes if v.name == found.place.name), None)
+        return _Spot(found.place.name, _joined(mount, _text(found.path)))
 
     def summary(self) -> str:
         """Return one line: ``3 added, 1 removed, 12 changed; 40 only touched``."""
@@ -417,27 +516,30 @@ class FilesDiff:
 
     def changed(self, path: str) -> FileChange:
         """Return the entry of a path whose content or metadata changed (not only its time), or raise."""
-        entry = self.get(path)
-        if entry is not None and entry.kind == "renamed" and set(entry.what) - _LITTLE:
-            return entry
+        for entry in self._entries(path):
+            if entry.kind == "renamed" and set(entry.what) - _LITTLE:
+                return entry
         return self._must(path, {"changed", "metadata"}, "changed")
 
     def renamed(self, old: str, new: str) -> FileChange:
         """Return the entry of a file that was renamed from ``old`` to ``new``, or raise."""
         entry = self._must(new, {"renamed"}, "renamed")
-        if entry.old_path != old:
+        if entry.old_path is None or entry.old_path not in {spot.path for spot in self._spots(old)}:
             raise AssertionError(f"{printable(new)} was not {printable(old)} before: {entry}.")
         return entry
 
     def unchanged(self, path: str) -> bool:
         """Return True if a path, and for a directory all that is in it, is as it was; times do not count.
 
+        Symbolic links are followed: what the path leads to is as it was, and so is the way.
+
         Raises
         ------
         AssertionError
-            Something differs; says what.
+            Something differs, says what; or there is no such path in either state.
         """
-        found = [entry for entry in self.below(path) if entry.kind != "touched"]
+        spots = self._spots(path) | self._spots(path, follow=True)
+        found = [entry for entry in self._below(spots) if entry.kind != "touched"]
         if found:
             more = f", and {len(found) - 1} more" if len(found) > 1 else ""
             raise AssertionError(f"{found[0]}{more}.")
@@ -446,55 +548,72 @@ class FilesDiff:
             raise AssertionError(f"{printable(path)} is not where it was: {moved}.")
         if self.unread:
             raise AssertionError(f"{printable(path)} cannot be said to be unchanged. {' '.join(self.unread)}")
-        return True
+        if not self._trees:
+            return True
+        sides = [self._find(path, side) + self._find(path, side, follow=True) for side in (0, 1)]
+        there = [{self._spot(one) for one in side if one.node is not None} for side in sides]
+        if there[0] != there[1]:
+            raise AssertionError(f"{printable(path)} does not lead to what it led to before.")
+        # Of what cannot be looked into, all is as it was if not one byte differs.
+        hidden = any(one.why for side in sides for one in side)
+        if there[0] or (hidden and self.equal):
+            return True
+        raise AssertionError(f"{printable(path)} cannot be said to be unchanged: {self._instead(path, [])}")
 
     def _must(self, path: str, kinds: set[str], word: str) -> FileChange:
-        entry = self.get(path)
-        if entry is not None and entry.kind in kinds:
-            return entry
-        raise AssertionError(f"{printable(path)} was not {word}: {self._instead(path, entry)}")
+        entries = self._entries(path)
+        for entry in entries:
+            if entry.kind in kinds:
+                return entry
+        raise AssertionError(f"{printable(path)} was not {word}: {self._instead(path, entries)}")
 
-    def _instead(self, path: str, entry: FileChange | None) -> str:
-        if entry is not None:
+    def _instead(self, path: str, entries: list[FileChange]) -> str:
+        for entry in entries:
             if entry.kind == "touched":
                 return "only its time differs."
-            return f"it{str(entry).removeprefix(printable(path))}."
+            same = entry.shown == path
+            return f"it{str(entry).removeprefix(printable(path))}." if same else f"{entry}."
         for other in self.entries:
-            if other.old_path == path:
+            if other.old_path == _normal(path):
                 return f"{other}."
         moved = self._moved_with(path)
         if moved is not None:
             return f"it moved along, {moved}."
-        there = [self._exists(path, side) for side in (0, 1)]
-        if any(there):
+        sides = [one for side in (0, 1) for one in self._find(path, side)]
+        if any(one.node is not None for one in sides):
             return "it was there before, and nothing about it differs."
-        return " ".join(["there is no such path, before or after.", *self.unread])
+        hidden = dict.fromkeys(one.why for one in sides if one.why)
+        return " ".join(["there is no such path, before or after.", *self.unread, *hidden])
 
     def _moved_with(self, path: str) -> FileChange | None:
         """Return the entry of the renamed directory with which a path went or came."""
+        paths = {spot.path for spot in self._spots(path)}
         for entry in self.entries:
             if entry.kind == "renamed" and entry.type == "directory":
                 for place in (entry.path, entry.old_path):
-                    if place is not None and path.startswith(place.rstrip("/") + "/"):
+                    if place is not None and any(p.startswith(place.rstrip("/") + "/") for p in paths):
                         return entry
         return None
-
-    def _exists(self, path: str, side: int) -> bool:
-        wanted = path.encode("utf-8", "surrogateescape")
-        return any(v._sides is not None and v._sides[side].lookup(wanted) is not None for v in self.volumes)
 
     # -- other forms -----------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Return counts, entries, and what could not be read."""
+        """Return counts, entries, and what could not be read; hashes for the first 512 MiB of content."""
+        entries, left = [], HASH_TOTAL
+        for entry in self.entries:
+            sizes = [s.size for s in (entry.before, entry.after) if s is not None and s.type == "file"]
+            cost = sum(size for size in sizes if size <= HASH_LIMIT)
+            entries.append(entry.to_json(HASH_LIMIT if cost <= left else -1))
+            left -= min(cost, left)
         return {
             "counts": {kind: len(self.of(kind)) for kind in KINDS},
-            "entries": [entry.to_json() for entry in self.entries],
+            "entries": entries,
             "volumes": [
                 {
                     "name": v.name,
                     "kind": v.kind,
                     "label": v.label,
+                    "mount": None if v.mount is None else printable(v.mount),
                     "changed_bytes": v.changed_bytes,
                     "unread": v.unread,
                 }
@@ -515,7 +634,7 @@ class FilesDiff:
             import pandas as pd
         except ImportError:
             raise HostError("pandas is not installed.", hint="`pip install pandas`") from None
-        columns = ("kind", "path", "type", "what", "old_path", "link_to", "volume")
+        columns = ("kind", "path", "type", "what", "old_path", "link_to", "moved_to", "volume")
         rows = []
         for entry in self.entries:
             row = {name: getattr(entry, name) for name in columns}
@@ -539,6 +658,24 @@ class FilesDiff:
 _WORDS = {"metadata": "with other metadata"}
 
 
+class _Spot(NamedTuple):
+    """A path as entries have it, in one volume, or in any (``""``)."""
+
+    volume: str
+    path: str
+
+
+def _normal(path: str) -> str:
+    """Return a path without what says nothing: ``//``, ``/./``, a slash at its end."""
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _joined(mount: str | None, path: str) -> str:
+    """Return where the path of a volume is in the guest."""
+    above = (mount or "").rstrip("/")
+    return path if not above else above + path.rstrip("/")
+
+
 def compare_files(before: Sequence[Path], after: Sequence[Path], names: Sequence[str] = ()) -> FilesDiff:
     """Return which files differ between two states of a machine's disks.
 
@@ -558,150 +695,134 @@ def compare_files(before: Sequence[Path], after: Sequence[Path], names: Sequence
     DiskUnreadable
         A disk or a file system is damaged; it says which.
     """
-    entries: list[FileChange] = []
-    volumes: list[Volume] = []
+    found: list[tuple[Volume, list[Change[Any]]]] = []
+    sides: tuple[list[Place], list[Place]] = ([], [])
     for number in range(max(len(before), len(after))):
         name = names[number] if number < len(names) else f"vd{chr(ord('a') + number % 26)}"
         if number >= len(before) or number >= len(after):
             side = "only after" if number >= len(before) else "only before"
             unread = f"The disk {name} is there {side}; its files are not listed."
-            volumes.append(Volume(name, "unknown", unread=unread))
+            found.append((Volume(name, "unknown", unread=unread), []))
             continue
         try:
-            found = _compare_disks(name, Disk(before[number]), Disk(after[number]))
+            disks = Disk(before[number]), Disk(after[number])
+            of_disk = places(name, disks[0]), places(name, disks[1])
+            found += _compare_disks(name, *of_disk)
         except DiskUnreadable as error:
             error.evidence.setdefault("disk", name)
             raise
-        for volume, changed in found:
-            volumes.append(volume)
-            entries += changed
-    return FilesDiff(tuple(sorted(entries, key=lambda e: (e.path, e.volume))), tuple(volumes))
+        for all_, some in zip(sides, of_disk, strict=True):
+            all_ += some
+    trees = Tree(sides[0]), Tree(sides[1])
+    # With one volume alone there is no question whose path a path is.
+    several = len({place.name for side in sides for place in side if place.kind not in NO_FILES}) > 1
+    entries: list[FileChange] = []
+    volumes: list[Volume] = []
+    for volume, changed in found:
+        mount = _mount(trees, volume.name) if several else None
+        volumes.append(dataclasses.replace(volume, mount=mount))
+        if changed:
+            places_ = [next(place for place in side if place.name == volume.name) for side in sides]
+            prefix = f"{volume.name}:" if several and mount is None else ""
+            try:
+                entries += [_entry(x, (places_[0].fs, places_[1].fs), volumes[-1], prefix) for x in changed]
+            except DiskUnreadable as error:
+                volumes[-1] = _damaged(volumes[-1], error)
+    return FilesDiff(tuple(sorted(entries, key=lambda e: (e.path, e.volume))), tuple(volumes), trees)
 
 
-def _compare_disks(name: str, a: Disk, b: Disk) -> Iterator[tuple[Volume, list[FileChange]]]:
-    parts_a, parts_b = partitions(a), partitions(b)
-    if [(p.number, p.start) for p in parts_a] != [(p.number, p.start) for p in parts_b]:
+def _mount(trees: tuple[Tree, Tree], volume: str) -> str | None:
+    """Return where a volume is mounted: after, or else before."""
+    for tree in reversed(trees):
+        for place in tree.places:
+            if place.name == volume and (mount := tree.mount_of(place)) is not None:
+                return _text(mount) or "/"
+    return None
+
+
+def _compare_disks(
+    name: str, before: list[Place], after: list[Place]
+) -> Iterator[tuple[Volume, list[Change[Any]]]]:
+    disks = before[0].disk, after[0].disk
+    parts = [list(dict.fromkeys(place.partition for place in side)) for side in (before, after)]
+    if [(p.number, p.start) for p in parts[0]] != [(p.number, p.start) for p in parts[1]]:
         unread = f"The disk {name} was partitioned anew; its files are not compared."
         yield Volume(name, "unknown", unread=unread), []
         return
-    for x, y in zip(parts_a, parts_b, strict=True):
-        volume = name if not x.number else _partition_name(name, x.number)
-        pages = differing(a, b, PAGE, x.start, max(x.size, y.size))
-        if x.kind == y.kind == "LVM" and len(pages):
-            yield from _compare_groups(volume, _Place(a, x), _Place(b, y))
+    related = bool({*disks[0].identities} & {*disks[1].identities})
+    first, second = ({place.name: place for place in side} for side in (before, after))
+    for volume in dict.fromkeys([*first, *second]):
+        a, b = first.get(volume), second.get(volume)
+        if a is None or b is None:
+            side = "only after" if a is None else "only before"
+            unread = f"The volume {volume} is there {side}; its files are not listed."
+            yield Volume(volume, "unknown", unread=unread), []
         else:
-            yield _compare_volumes(volume, pages, _Place(a, x), _Place(b, y))
-
-
-def _partition_name(disk: str, number: int) -> str:
-    return f"{disk}p{number}" if disk[-1:].isdigit() else f"{disk}{number}"
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a file system may be."""
-
-    disk: Disk
-    partition: Partition
-    #: The logical volume that it is, if it is one; ``partition`` then says what is in that.
-    volume: Mapped | None = None
-
-    @property
-    def source(self) -> Readable:
-        return self.volume or self.disk
-
-    @property
-    def mapped(self) -> Mapped:
-        part = self.partition
-        return self.volume or Mapped(self.disk, [Segment(0, part.start, part.size)])
-
-
-def _compare_groups(name: str, a: _Place, b: _Place) -> Iterator[tuple[Volume, list[FileChange]]]:
-    """Compare the logical volumes of a physical volume."""
-    before, after = (
-        {f"{name}/{found.group}/{found.name}": found for found in _logical_volumes(name, side)}
-        for side in (a, b)
+            yield _compare_volumes(a, b, related=related)
+    size = max(disk.size for disk in disks)
+    changed = SECTOR * sum(
+        len(differing(*disks, SECTOR, start, length)) for start, length in outside(parts[0] + parts[1], size)
     )
-    for volume in sorted(before.keys() | after.keys()):
-        x, y = before.get(volume), after.get(volume)
-        if x is None or y is None:
-            side = "only after" if x is None else "only before"
-            unread = f"The logical volume {volume} is there {side}; its files are not listed."
-            yield Volume(volume, "unknown", unread=unread), []
-        elif why := x.unread or y.unread:
-            unread = f"The logical volume {volume} cannot be read: {why}; see the disk layer."
-            yield Volume(volume, "unknown", unread=unread), []
-        else:
-            yield _compare_logical(volume, a.disk, x, b.disk, y)
+    if changed:
+        unread = f"{changed:,} bytes of {name} outside of its partitions differ, see the disk layer."
+        yield Volume(name, "unknown", changed_bytes=changed, unread=unread), []
 
 
-def _logical_volumes(name: str, place: _Place) -> list[LogicalVolume]:
-    try:
-        return logical_volumes(place.disk, place.partition.start, place.partition.size)
-    except DiskUnreadable as error:
-        error.evidence.setdefault("volume", name)
-        raise
+def _pages(a: Place, b: Place) -> Numbers | None:
+    """Return the pages that differ; None if the two are in different places of the disk."""
+    if a.volume is not None and b.volume is not None and not (a.why or b.why):
+        return a.volume.differing(b.volume, PAGE)
+    # Where the parts of a logical volume are is not known, but that they are in this partition.
+    x, y = a.partition, b.partition
+    return differing(a.disk, b.disk, PAGE, x.start, max(x.size, y.size))
 
 
-def _compare_logical(
-    name: str, a: Disk, x: LogicalVolume, b: Disk, y: LogicalVolume
-) -> tuple[Volume, list[FileChange]]:
-    sides = Mapped(a, x.segments), Mapped(b, y.segments)
-    pages = sides[0].differing(sides[1], PAGE)
+def _compare_volumes(a: Place, b: Place, *, related: bool) -> tuple[Volume, list[Change[Any]]]:
+    name, pages = a.name, _pages(a, b)
     if pages is None:
         unread = f"The logical volume {name} was moved on its disk; its files are not compared."
         return Volume(name, "unknown", unread=unread), []
-    places = [_Place(side.disk, Partition(0, 0, side.size, kind_of(side, 0)), side) for side in sides]
-    return _compare_volumes(name, pages, *places)
-
-
-def _compare_volumes(name: str, pages: Numbers, a: _Place, b: _Place) -> tuple[Volume, list[FileChange]]:
-    x, y = a.partition, b.partition
-    changed = len(pages) * PAGE
-    kind = x.kind if x.kind == y.kind else f"{x.kind}, then {y.kind}"
+    kind = a.kind if a.kind == b.kind else f"{a.kind}, then {b.kind}"
+    found = Volume(name, kind, changed_bytes=len(pages) * PAGE)
     # A disk that was cut short is damaged even where its end held nothing but zeros.
-    if x.kind == y.kind == "ext" and (changed or x.size != y.size):
-        return _compare_ext(name, pages, a, b)
-    if not changed:
-        return Volume(name, kind), []
-    if x.kind == y.kind == "swap":
-        return Volume(name, kind, changed_bytes=changed), []
-    if readable(kind):
-        return _compare_walked(name, pages, a, b)
-    what = {"unknown": "of a kind that vmlab does not know", "empty": "empty"}.get(
-        kind, f"{kind}, which vmlab cannot read"
-    )
-    if kind in LIBRARIES:
-        what = f"{kind}, for which a library is missing (`pip install vmlab[filesystems]`)"
-    unread = f"{name} is {what}; {changed:,} bytes of it differ, see the disk layer."
-    return Volume(name, kind, changed_bytes=changed, unread=unread), []
-
-
-def _compare_ext(name: str, pages: Numbers, a: _Place, b: _Place) -> tuple[Volume, list[FileChange]]:
+    if not len(pages) and a.size == b.size:
+        b.same = a
+        return found, []
+    if kind == "swap" or (not len(pages) and kind != "ext"):
+        return found, []
+    why = kind if a.kind != b.kind else a.unreadable or b.unreadable
+    if why is not None:
+        unread = f"{name} is {why}; {found.changed_bytes:,} bytes of it differ, see the disk layer."
+        return dataclasses.replace(found, unread=unread), []
+    notes: list[str] = []
     try:
-        one, two = (Ext4(p.source, p.partition.start, p.partition.size) for p in (a, b))
-        found = [_entry(change, (one, two), name) for change in changes(one, two, pages)]
+        if kind == "ext":
+            one, two = a.ext(), b.ext()
+            a.fs, b.fs, label = one, two, two.sb.label
+            changed: list[Change[Any]] = list(changes(one, two, pages, related=related))
+        else:
+            walk = Walk(kind, a.mapped, b.mapped)
+            a.fs, b.fs = walk.open()
+            changed = list(walk.changes(pages, related=related))
+            label, notes = walk.label, walk.notes
     except DiskUnreadable as error:
-        error.evidence.setdefault("volume", name)
-        raise
-    return Volume(name, "ext", two.sb.label, len(pages) * PAGE, _sides=(one, two)), found
+        return _damaged(found, error), []
+    note = f"{name} is {kind}; {'; '.join(notes)}." if notes else None
+    return dataclasses.replace(found, label=label, unread=note), changed
 
 
-def _compare_walked(name: str, pages: Numbers, a: _Place, b: _Place) -> tuple[Volume, list[FileChange]]:
-    kind = a.partition.kind
-    changed = len(pages) * PAGE
-    try:
-        walk = Walk(kind, a.mapped, b.mapped)
-        found = [_entry(change, walk.sides, name) for change in walk.changes(pages)]
-    except DiskUnreadable as error:
-        # Damaged, or beyond what the library knows: it cannot say which, and the other volumes can be read.
-        unread = f"{name}: {error.message} {changed:,} bytes of it differ, see the disk layer."
-        return Volume(name, kind, changed_bytes=changed, unread=unread), []
-    notes = f"{name} is {kind}; {'; '.join(walk.notes)}." if walk.notes else None
-    return Volume(name, kind, walk.label, changed, notes, _sides=walk.sides), found
+def _damaged(volume: Volume, error: DiskUnreadable) -> Volume:
+    """Say that a volume cannot be read; the others can."""
+    differ = f"{volume.changed_bytes:,} bytes of it differ, see the disk layer."
+    return dataclasses.replace(volume, unread=f"{volume.name}: {error.message} {differ}")
 
 
-def _entry(change: Change[Any], sides: tuple[FileSystem, FileSystem], volume: str) -> FileChange:
+def _entry(
+    change: Change[Any], sides: tuple[FileSystem, FileSystem], volume: Volume, prefix: str
+) -> FileChange:
+    def place(path: bytes | None) -> str | None:
+        return None if path is None else _joined(volume.mount, _text(path))
+
     before = None if change.before is None else FileState.of(sides[0], change.before[1])
     after = None if change.after is None else FileState.of(sides[1], change.after[1])
     path = (change.after or change.before or (b"", None))[0]
@@ -718,11 +839,13 @@ def _entry(change: Change[Any], sides: tuple[FileSystem, FileSystem], volume: st
     moved = change.before is not None and change.before[0] != path
     return FileChange(
         kind=kind,
-        path=_text(path),
+        path=_joined(volume.mount, _text(path)),
         before=before,
         after=after,
         what=change.what,
-        old_path=_text(change.before[0]) if change.before is not None and moved else None,
-        link_to=None if change.link_to is None else _text(change.link_to),
-        volume=volume,
+        old_path=place(change.before[0]) if change.before is not None and moved else None,
+        link_to=place(change.link_to),
+        moved_to=place(change.moved_to),
+        volume=volume.name,
+        _prefix=prefix,
     )

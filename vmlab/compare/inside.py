@@ -10,52 +10,67 @@ import hashlib
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmlab.compare import noise
 from vmlab.errors import AgentError, HostError
+from vmlab.render import units
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Each part begins with a line "@@ name". As few programs as can be: each costs tens of milliseconds in an
-#: emulated guest. The moving things come first.
+#: The first line is a word that nobody in the guest can know before. Each part begins with a mark, a line "@@ WORD
+#: NAME"; within a part, what is of one file, or may have several lines, begins with one without a name. So no name,
+#: argument or setting of the guest can pass for something else. busybox' ls shows what cannot be printed as "?"; others
+#: are told to escape it. As few programs as can be: each costs tens of milliseconds in an emulated guest. The moving
+#: things come first.
 SCRIPT = r"""#!/bin/sh
 LC_ALL=C
 export LC_ALL
-part() { printf '\n@@ %s\n' "$1"; }
+read -r word </proc/sys/kernel/random/uuid || exit 1
+mark=${0%/*}/mark
+printf '\n@@ %s\n' "$word" >"$mark" || exit 1
+echo "$word"
+part() { printf '\n@@ %s %s\n' "$word" "$1"; }
+fact() { printf '\n@@ %s\n%s=%s' "$word" "$1" "$2"; }
+each() { for pid in $pids; do echo "$mark" "$pid/$1"; done; }
 cd /proc || exit 1
-part self; echo $$
-part stat; head -v -n 1 [0-9]*/stat
-part cmdline; head -v -c 4096 [0-9]*/cmdline
+b=
+ls -b / >/dev/null 2>&1 && b=b
+pids=$(echo [0-9]*)
+part self; echo $$ $b
+part pids; echo $pids
+part stat; head -q -c 4096 $(each stat)
+part cmdline; head -q -c 4096 $(each cmdline)
 part uid; stat -c '%n %u' [0-9]*
-part exe; ls -l [0-9]*/exe
-part fd; ls -l [0-9]*/fd | grep -e '^[0-9]*/fd:' -e 'socket:'
+part exe; ls -ln$b [0-9]*/exe
+part fd; ls -ln$b [0-9]*/fd | grep -e '^[0-9]*/fd:' -e 'socket:'
 part net; head -v -n 100000 net/tcp net/tcp6 net/udp net/udp6 net/raw net/raw6
 part mounts; cat self/mounts
 part modules; cat modules
 part addresses
 if command -v ip >/dev/null; then ip -o addr show; else ifconfig; fi
 part facts
-echo "uptime=$(cat uptime)"
-echo "time=$(date +%s)"
-echo "hostname=$(cat sys/kernel/hostname)"
-echo "kernel=$(uname -srm)"
-echo "kernel build=$(uname -v)"
-echo "kernel command line=$(cat cmdline)"
-echo "boot ID=$(cat sys/kernel/random/boot_id)"
-echo "machine ID=$(cat /etc/machine-id)"
-echo "clock source=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
-echo "timezone=$(readlink /etc/localtime || cat /etc/timezone)"
+fact uptime "$(cat uptime)"
+fact time "$(date +%s)"
+fact hostname "$(cat sys/kernel/hostname)"
+fact kernel "$(uname -srm)"
+fact 'kernel build' "$(uname -v)"
+fact 'kernel command line' "$(cat cmdline)"
+fact 'boot ID' "$(cat sys/kernel/random/boot_id)"
+fact 'machine ID' "$(cat /etc/machine-id)"
+fact 'clock source' "$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+fact timezone "$(readlink /etc/localtime || cat /etc/timezone)"
+part release
 for f in /etc/os-release /etc/default/locale /etc/locale.conf; do
   if [ -r "$f" ]; then cat "$f"; fi
 done
 part passwd; cat /etc/passwd
 part shadow; cat /etc/shadow
 part group; cat /etc/group
-part dpkg
+part packages
 if command -v dpkg-query >/dev/null; then
   dpkg-query -W -f '${Package}\t${Architecture}\t${Version}\t${db:Status-Status}\n'
 elif command -v rpm >/dev/null; then rpm -qa --qf '%{NAME}\t%{ARCH}\t%{VERSION}-%{RELEASE}\tinstalled\n'
@@ -68,13 +83,18 @@ fi
 part sysctl; grep -rs . sys
 part end
 """
+#: Its parts, in order.
+_PARTS = tuple(re.findall(r"^part (\w+)", SCRIPT, re.MULTILINE))
 
 #: What stands in /etc/passwd where the password is in /etc/shadow.
 _ELSEWHERE = "x"
 
+#: The program of what runs in the kernel itself; that of any other process is a path.
+KERNEL = "(kernel)"
+
 #: The tables, in the order in which they are shown: name, what one row is called, columns that name a row.
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "processes": ("process", ("pid", "command")),
+    "processes": ("process", ("pid", "command", "program")),
     "ports": ("port", ("protocol", "address", "port")),
     "users": ("user", ("name",)),
     "groups": ("group", ("name",)),
@@ -129,10 +149,11 @@ class RowChange:
 
     def to_json(self) -> dict[str, Any]:
         """Return key and fields."""
-        return {"key": self.key, "fields": {name: list(pair) for name, pair in self.fields.items()}}
+        fields = {name: [_shown(value) for value in pair] for name, pair in self.fields.items()}
+        return {"key": _shown_row(self.key), "fields": fields}
 
     def __str__(self) -> str:
-        what = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in self.fields.items())
+        what = ", ".join(f"{name} {_shown(old)} -> {_shown(new)}" for name, (old, new) in self.fields.items())
         return f"{row_text(self.key)}: {what}"
 
 
@@ -232,8 +253,8 @@ class TableDiff:
     def to_json(self) -> dict[str, Any]:
         """Return the rows, and which of them are noise."""
         return {
-            "added": [{**row, "noise": self.is_noise(row)} for row in self.new],
-            "removed": [{**row, "noise": self.is_noise(row)} for row in self.gone],
+            "added": [{**_shown_row(row), "noise": self.is_noise(row)} for row in self.new],
+            "removed": [{**_shown_row(row), "noise": self.is_noise(row)} for row in self.gone],
             "changed": [{**change.to_json(), "noise": self.is_noise(change)} for change in self.altered],
             "total": list(self.total),
         }
@@ -337,14 +358,23 @@ class InsideDiff:
 
 
 def row_text(row: Row) -> str:
-    """Return a row in one line."""
-    return " ".join(str(value) for value in row.values() if value not in ("", None))
+    """Return a row in one line that can be printed anywhere."""
+    return " ".join(str(_shown(value)) for value in row.values() if value not in ("", None))
+
+
+def _shown(value: Any) -> Any:
+    return units.line(value) if isinstance(value, str) else value
+
+
+def _shown_row(row: Row) -> Row:
+    return {name: _shown(value) for name, value in row.items()}
 
 
 def _has(row: Row, what: object) -> bool:
+    values = [one for value in row.values() for one in (value if isinstance(value, tuple) else (value,))]
     if isinstance(what, str):
-        return any(what == value or (isinstance(value, str) and what in value) for value in row.values())
-    return what in row.values()
+        return any(what == value or (isinstance(value, str) and what in value) for value in values)
+    return what in values
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------
@@ -380,7 +410,7 @@ def _compare(name: str, old: dict[Key, Row], new: dict[Key, Row], noisy: set[str
         fields = {
             column: (old[key].get(column), new[key].get(column))
             for column in (*old[key], *(c for c in new[key] if c not in old[key]))
-            if old[key].get(column) != new[key].get(column) and column not in keys
+            if old[key].get(column) != new[key].get(column)
         }
         if fields:
             altered.append(RowChange({c: new[key][c] for c in keys}, fields))
@@ -399,8 +429,9 @@ def _ordered(keys: set[Key]) -> list[Key]:
 
 def _by_command(rows: dict[Key, Row]) -> dict[Key, Row]:
     """Return processes by command line: in guests that booted apart, numbers mean nothing."""
-    counts = Counter((row["command"], row["user"]) for row in rows.values())
-    return {key: {"pid": "", "command": key[0], "user": key[1], "count": n} for key, n in counts.items()}
+    counts = Counter((row["command"], row["program"], row["user"]) for row in rows.values())
+    names = ("command", "program", "user")
+    return {key: {"pid": "", **dict(zip(names, key, strict=True)), "count": n} for key, n in counts.items()}
 
 
 # -- reading what the script printed ---------------------------------------------------------------------------------
@@ -414,44 +445,74 @@ def parse(title: str, text: str) -> Inside:
     AgentError
         It is not complete.
     """
-    parts: dict[str, str] = {}
-    name = ""
-    lines: list[str] = []
-    for line in text.split("\n"):
-        if line.startswith("@@ "):
-            parts[name] = "\n".join(lines).strip("\n")
-            name, lines = line[3:].strip(), []
-        else:
-            lines.append(line)
-    if name != "end":
-        raise AgentError(
-            f"What the guest of {title} said of itself is not complete.", guest_says=text[-300:] or "nothing"
-        )
-    users = {row[2]: row[0] for row in _colons(parts.get("passwd", ""), 7)}
-    processes = _processes(parts, users)
+    parts = _parts(title, text)
+    users: dict[str, str] = {}
+    for row in _colons(parts["passwd"][0], 7):
+        # The first line of a number gives the name.
+        users.setdefault(row[2], row[0])
+    processes = _processes(title, parts, users)
     tables: dict[str, dict[Key, Row]] = {
-        "processes": {(p["pid"], p["started"]): _without(p, "parent", "started", "own") for p in processes},
+        "processes": {(p["pid"], p["started"]): _without(p, "parent", "started") for p in processes},
         "ports": _ports(parts, processes),
         "users": _users(parts),
-        "groups": {
-            (r[0],): {"name": r[0], "gid": _int(r[2]), "members": r[3]}
-            for r in _colons(parts.get("group", ""), 4)
-        },
-        "mounts": _mounts(parts.get("mounts", "")),
-        "modules": {(w[0],): {"name": w[0], "size": _int(w[1])} for w in _words(parts.get("modules", ""), 2)},
-        "addresses": _addresses(parts.get("addresses", "")),
-        "facts": _facts(parts.get("facts", "")),
-        "sysctl": _sysctl(parts.get("sysctl", "")),
+        "groups": _table(
+            ({"name": r[0], "gid": _int(r[2]), "members": r[3]} for r in _colons(parts["group"][0], 4)),
+            "name",
+        ),
+        "mounts": _mounts(parts["mounts"][0]),
+        "modules": _table(
+            ({"name": w[0], "size": _int(w[1])} for w in _words(parts["modules"][0], 2)), "name"
+        ),
+        "addresses": _addresses(parts["addresses"][0]),
+        "facts": _facts(parts),
+        "sysctl": _sysctl(parts["sysctl"][0]),
     }
-    if parts.get("dpkg"):
-        tables["packages"] = {
-            (w[0], w[1]): {"name": w[0], "arch": w[1], "version": w[2], "state": w[3]}
-            for line in parts["dpkg"].splitlines()
-            if len(w := line.split("\t")) == 4
-        }
-    if parts.get("services"):
-        tables["services"] = _services(parts["services"])
+    if parts["packages"][0].strip():
+        names = ("name", "arch", "version", "state")
+        lines = (line.split("\t", 3) for line in _lines(parts["packages"][0]))
+        rows = (dict(zip(names, [*line, "", "", ""][:4], strict=True)) for line in lines)
+        tables["packages"] = _table(rows, "name", "arch")
+    if parts["services"][0].strip():
+        tables["services"] = _services(parts["services"][0])
     return Inside(title, tables)
+
+
+def _parts(title: str, text: str) -> dict[str, list[str]]:
+    """Return what stands in each part: before the first mark in it, and behind each."""
+    word, _, rest = text.partition("\n")
+    name, found = "", {"": [""]}
+    if re.fullmatch(r"[0-9a-f-]{36}", word):
+        first, *pieces = re.split(rf"\n@@ {word}(?: (\w+))?\n", rest)
+        found[""].append(first)
+        for mark, piece in zip(pieces[::2], pieces[1::2], strict=True):
+            name = mark or name
+            found.setdefault(name, []).append(piece)
+    del found[""]
+    if tuple(found) != _PARTS:
+        raise _incomplete(title, text)
+    return found
+
+
+def _incomplete(title: str, text: str) -> AgentError:
+    return AgentError(
+        f"What the guest of {title} said of itself is not complete.", guest_says=text[-300:] or "nothing"
+    )
+
+
+def _table(rows: Iterable[Row], *columns: str) -> dict[Key, Row]:
+    """Return rows by what names them; a further one of the same name is another row, it hides none."""
+    seen: Counter[Key] = Counter()
+    found: dict[Key, Row] = {}
+    for row in rows:
+        key = tuple(row[column] for column in columns)
+        found[(*key, seen[key]) if seen[key] else key] = row
+        seen[key] += 1
+    return found
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines that say something. Not splitlines(): to a guest only a newline ends a line."""
+    return (line for line in text.split("\n") if line.strip())
 
 
 def _without(row: Row, *columns: str) -> Row:
@@ -463,67 +524,77 @@ def _int(text: str) -> int | str:
 
 
 def _colons(text: str, count: int) -> Iterator[list[str]]:
-    for line in text.splitlines():
-        row = line.split(":")
-        if len(row) >= count and not line.startswith("#"):
-            yield row
+    """Yield lines of so many fields; those that are missing are empty, as libc has it."""
+    for line in _lines(text):
+        if not line.startswith("#"):
+            yield [*line.strip(" \t").split(":"), *[""] * count][:count]
 
 
 def _words(text: str, count: int) -> Iterator[list[str]]:
-    for line in text.splitlines():
-        words = line.split()
+    for line in _lines(text):
+        words = [word for word in re.split(r"[ \t]+", line) if word]
         if len(words) >= count:
             yield words
 
 
-def _files(text: str) -> Iterator[tuple[str, str]]:
-    """Yield what ``head -v`` printed, file by file."""
-    for piece in re.split(r"(?:^|\n)==> ", "\n" + text)[1:]:
-        head, _, body = piece.partition(" <==\n")
-        yield head, body
-
-
-def _processes(parts: dict[str, str], users: dict[str, str]) -> list[Row]:
+def _processes(title: str, parts: dict[str, list[str]], users: dict[str, str]) -> list[Row]:
+    pids = [int(word) for word in parts["pids"][0].split() if word.isdecimal()]
+    # What stands before the first mark of a part is nothing.
+    stats, commands = parts["stat"][1:], parts["cmdline"][1:]
+    if not len(pids) == len(stats) == len(commands):
+        raise _incomplete(title, f"{len(pids)} processes, {len(stats)} states, {len(commands)} command lines")
+    own, _, escaped = parts["self"][0].strip().partition(" ")
+    uids = {_pid(line): line.partition(" ")[2] for line in _lines(parts["uid"][0])}
+    programs: dict[int, str] = {}
+    for line in _lines(parts["exe"][0]):
+        # The first arrow is ls's: nothing before it is of the guest's making.
+        if match := re.fullmatch(r"l[^>]* (\d+)/exe -> (.*)", line, re.DOTALL):
+            programs.setdefault(int(match[1]), _unescaped(match[2]) if escaped else match[2])
     found: dict[int, Row] = {}
-    for path, body in _files(parts.get("stat", "")):
-        number, _, rest = body.partition(" (")
-        name, _, fields = rest.rpartition(") ")
-        words = fields.split()
-        if not number.strip().isdigit() or len(words) < 20:
-            continue
-        pid = int(path.partition("/")[0]) if path.partition("/")[0].isdigit() else int(number)
-        kernel = int(words[6]) & 0x200000
+    for pid, stat, command in zip(pids, stats, commands, strict=True):
+        if not (stat or command or pid in uids or pid in programs):
+            continue  # it ended meanwhile
+        name, _, fields = stat.partition(" (")[2].rpartition(") ")
+        words = [int(word) if word.lstrip("-").isdecimal() else 0 for word in fields.split(" ")]
+        words += [0] * (20 - len(words))
+        kernel = bool(words[6] & 0x200000)
+        arguments = " ".join(command.rstrip("\0").split("\0"))
         found[pid] = {
             "pid": pid,
-            "user": "",
-            "command": f"[{name}]" if kernel else name,
-            "program": "",
-            "parent": int(words[1]),
-            "started": int(words[19]),
+            "user": users.get(uids.get(pid, ""), uids.get(pid, "")),
+            "command": f"[{name}]" if kernel else arguments or name,
+            "program": KERNEL if kernel else programs.get(pid, "unknown"),
+            "parent": words[1],
+            "started": words[19],
         }
-    for path, body in _files(parts.get("cmdline", "")):
-        words = body.rstrip("\n").rstrip("\0").split("\0")
-        if (pid := _pid(path)) in found and any(words):
-            found[pid]["command"] = " ".join(word.replace("\n", " ") for word in words)
-    for line in parts.get("uid", "").splitlines():
-        path, _, uid = line.partition(" ")
-        if (pid := _pid(path)) in found:
-            found[pid]["user"] = users.get(uid, uid)
-    for line in parts.get("exe", "").splitlines():
-        if (match := re.search(r"(\d+)/exe -> (.*)$", line)) and (pid := int(match[1])) in found:
-            found[pid]["program"] = match[2]
-    ours = _ours(found, parts.get("self", ""))
+    ours = _ours(found, own)
     return [row for pid, row in found.items() if pid not in ours]
 
 
-def _pid(path: str) -> int:
-    number = path.partition("/")[0]
-    return int(number) if number.isdigit() else -1
+#: What ls -b writes for characters that cannot be printed, beside three octal digits.
+_ESCAPES = {"a": b"\a", "b": b"\b", "f": b"\f", "n": b"\n", "r": b"\r", "t": b"\t", "v": b"\v"}
+
+
+def _unescaped(text: str) -> str:
+    r"""Return what ``ls -b`` wrote as ``\n``, ``\303`` or ``\ ``."""
+
+    def byte(match: re.Match[bytes]) -> bytes:
+        code = match[1].decode("latin-1")
+        return bytes([int(code, 8) & 0xFF]) if len(code) == 3 else _ESCAPES.get(code, match[1])
+
+    data = re.sub(rb"\\([0-7]{3}|.)", byte, text.encode("utf-8", "replace"), flags=re.DOTALL)
+    return data.decode("utf-8", "replace")
+
+
+def _pid(line: str) -> int:
+    """Return the number with which a line begins, or -1."""
+    match = re.match(r"[0-9]+", line)
+    return int(match[0]) if match else -1
 
 
 def _ours(found: dict[int, Row], script: str) -> set[int]:
     """Return the processes that are there only because we ask."""
-    top = int(script) if script.strip().isdigit() else -1
+    top = int(script) if script.isdecimal() else -1
     # The script's shell, and above it the launcher's, up to the agent that started it.
     while top in found and (parent := found[top]["parent"]) in found:
         if parent <= 1 or not re.match(
@@ -537,31 +608,39 @@ def _ours(found: dict[int, Row], script: str) -> set[int]:
     return ours
 
 
-def _ports(parts: dict[str, str], processes: list[Row]) -> dict[Key, Row]:
-    owners: dict[str, str] = {}
+def _ports(parts: dict[str, list[str]], processes: list[Row]) -> dict[Key, Row]:
+    owners: dict[str, list[str]] = {}
     names = {row["pid"]: row["command"] for row in processes}
     pid = -1
-    for line in parts.get("fd", "").splitlines():
-        if line.endswith("/fd:"):
+    for line in _lines(parts["fd"][0]):
+        if re.fullmatch(r"[0-9]+/fd:", line):
             pid = _pid(line)
-        elif (match := re.search(r"socket:\[(\d+)\]", line)) and pid in names:
-            owners.setdefault(match[1], f"{pid} {names[pid]}")
-    found: dict[Key, Row] = {}
-    for path, body in _files(parts.get("net", "")):
+        elif (match := re.fullmatch(r"l[^>]* -> socket:\[(\d+)\]", line)) and pid in names:
+            owner = f"{pid} {names[pid]}"
+            if owner not in owners.setdefault(match[1], []):
+                owners[match[1]].append(owner)
+    rows: list[Row] = []
+    # Of these files all is written by the kernel, in numbers.
+    for piece in re.split(r"(?:^|\n)==> ", parts["net"][0])[1:]:
+        path, _, body = piece.partition(" <==\n")
         protocol = path.rpartition("/")[2]
         for words in _words(body, 10):
             # 0A: listening; 07: a socket of UDP, or a raw one, that is bound.
-            if ":" not in words[1] or words[3] != ("0A" if protocol.startswith("tcp") else "07"):
+            if words[3] != ("0A" if protocol.startswith("tcp") else "07"):
                 continue
-            host, _, number = words[1].rpartition(":")
-            row = {
-                "protocol": protocol,
-                "address": _address(host),
-                "port": int(number, 16),
-                "process": owners.get(words[9], ""),
-            }
-            found[protocol, row["address"], row["port"]] = row
-    return found
+            match = re.fullmatch(r"((?:[0-9A-F]{8}){1,4}):([0-9A-F]{4})", words[1])
+            if match and len(match[1]) in (8, 32):
+                rows.append(
+                    {
+                        "protocol": protocol,
+                        "address": _address(match[1]),
+                        "port": int(match[2], 16),
+                        "process": ", ".join(owners.get(words[9], [])),
+                    }
+                )
+    # Several may listen at one port; the kernel lists them in no order.
+    rows.sort(key=lambda row: row["process"])
+    return _table(rows, "protocol", "address", "port")
 
 
 def _address(text: str) -> str:
@@ -570,26 +649,25 @@ def _address(text: str) -> str:
     return str(ipaddress.ip_address(data))
 
 
-def _users(parts: dict[str, str]) -> dict[Key, Row]:
-    secrets = {row[0]: row[1] for row in _colons(parts.get("shadow", ""), 2)}
-    found: dict[Key, Row] = {}
-    for name, secret, uid, gid, title, home, shell in (
-        row[:7] for row in _colons(parts.get("passwd", ""), 7)
-    ):
-        found[name,] = {
-            "name": name,
-            "uid": _int(uid),
-            "gid": _int(gid),
-            "title": title,
-            "home": home,
-            "shell": shell,
-            "password": _password(secrets.get(name, secret)),
-        }
-    return found
-
-
-def _groups(text: str) -> dict[Key, Row]:
-    return {(r[0],): {"name": r[0], "gid": _int(r[2]), "members": r[3]} for r in _colons(text, 4)}
+def _users(parts: dict[str, list[str]]) -> dict[Key, Row]:
+    secrets: dict[str, str] = {}
+    for name, secret in _colons(parts["shadow"][0], 2):
+        secrets.setdefault(name, secret)
+    return _table(
+        (
+            {
+                "name": name,
+                "uid": _int(uid),
+                "gid": _int(gid),
+                "title": title,
+                "home": home,
+                "shell": shell,
+                "password": _password(secrets.get(name, secret) if secret == _ELSEWHERE else secret),
+            }
+            for name, secret, uid, gid, title, home, shell in _colons(parts["passwd"][0], 7)
+        ),
+        "name",
+    )
 
 
 def _password(secret: str) -> str:
@@ -603,23 +681,11 @@ def _password(secret: str) -> str:
 
 
 def _mounts(text: str) -> dict[Key, Row]:
-    return {
-        (_unescape(w[1]), w[0], number): {
-            "target": _unescape(w[1]),
-            "source": _unescape(w[0]),
-            "type": w[2],
-            "options": w[3],
-        }
-        for number, w in _numbered(_words(text, 4), lambda w: (w[1], w[0]))
-    }
-
-
-def _numbered(rows: Iterator[list[str]], of: Callable[[list[str]], Key]) -> Iterator[tuple[int, list[str]]]:
-    """Count rows of the same key: one thing may be mounted twice in one place."""
-    seen: Counter[Key] = Counter()
-    for row in rows:
-        yield seen[of(row)], row
-        seen[of(row)] += 1
+    rows = (
+        {"target": _unescape(w[1]), "source": _unescape(w[0]), "type": w[2], "options": w[3]}
+        for w in _words(text, 4)
+    )
+    return _table(rows, "target", "source")
 
 
 def _unescape(text: str) -> str:
@@ -627,40 +693,45 @@ def _unescape(text: str) -> str:
 
 
 def _addresses(text: str) -> dict[Key, Row]:
-    found: dict[Key, Row] = {}
-    for words in _words(text, 4):
-        if words[0].rstrip(":").isdigit() and words[2] in ("inet", "inet6"):
-            found[words[1], words[3]] = {"interface": words[1], "address": words[3]}
-    return found
+    rows = (
+        {"interface": w[1], "address": w[3]}
+        for w in _words(text, 4)
+        if w[0].rstrip(":").isdecimal() and w[2] in ("inet", "inet6")
+    )
+    return _table(rows, "interface", "address")
 
 
-def _facts(text: str) -> dict[Key, Row]:
+def _facts(parts: dict[str, list[str]]) -> dict[Key, Row]:
     names = {
         "PRETTY_NAME": "system",
         "VERSION_ID": "system version",
         "LANG": "locale",
         "LANGUAGE": "language",
     }
-    found: dict[Key, Row] = {}
-    for line in text.splitlines():
+    rows = []
+    for text in parts["facts"][1:]:
+        name, _, value = text.partition("=")
+        rows.append({"name": name, "value": value.strip()})
+    for line in _lines(parts["release"][0]):
         name, equals, value = line.partition("=")
-        if not equals or (name.isupper() and name not in names and not name.startswith("LC_")):
-            continue
-        name = names.get(name, name)
-        found[name,] = {"name": name, "value": value.strip().strip('"')}
-    return found
+        if equals and (name in names or name.startswith("LC_")):
+            rows.append({"name": names.get(name, name), "value": value.strip().strip('"')})
+    return _table(rows, "name")
 
 
 def _services(text: str) -> dict[Key, Row]:
-    found: dict[Key, Row] = {}
-    for words in _words(text.replace("●", " "), 4):
-        found[words[0],] = {"unit": words[0], "load": words[1], "active": words[2], "state": words[3]}
-    return found
+    return _table(
+        (
+            {"unit": w[0], "load": w[1], "active": w[2], "state": w[3]}
+            for w in _words(text.replace("●", " "), 4)
+        ),
+        "unit",
+    )
 
 
 def _sysctl(text: str) -> dict[Key, Row]:
     values: dict[str, list[str]] = {}
-    for line in text.splitlines():
+    for line in _lines(text):
         path, colon, value = line.partition(":")
         if colon and path.startswith("sys/"):
             values.setdefault(path[4:].replace("/", "."), []).append(" ".join(value.split()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import uuid
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vmlab.compare.blocks import SECTOR, Disk, Readable
@@ -23,13 +24,14 @@ _SIGNATURES = (
     (3, b"EXFAT   ", "exfat"),
     (54, b"FAT1", "fat"),
     (82, b"FAT32   ", "fat"),
-    (4086, b"SWAPSPACE2", "swap"),
     (0, b"LUKS\xba\xbe", "LUKS"),
     (536, b"LVM2 001", "LVM"),
     (1024, b"\x10\x20\xf5\xf2", "f2fs"),
     (0, b"hsqs", "squashfs"),
     (0x8001, b"CD001", "iso9660"),
     (0, b"BOOT_PARAMS", "boot parameters"),
+    # Changes in swap are nobody's file: it must be nothing else.
+    (4086, b"SWAPSPACE2", "swap"),
 )
 
 
@@ -45,22 +47,45 @@ class Partition:
         Bytes.
     kind
         ``ext``, ``xfs``, ``fat`` ...; ``empty`` where its first bytes are all zero, ``unknown`` otherwise.
+    id
+        Its UUID, as ``PARTUUID=`` in ``/etc/fstab`` names it.
     """
 
     number: int
     start: int
     size: int
     kind: str
+    id: str = ""
+
+
+#: Number, start, size, UUID.
+_Entry = tuple[int, int, int, str]
 
 
 def partitions(disk: Disk) -> list[Partition]:
-    """Return the partitions of a disk, or one with the number 0 that is all of it."""
-    whole = kind_of(disk, 0)
-    # A boot sector of a FAT or NTFS disk without partitions ends like a partition table.
-    found = [] if whole not in ("unknown", "empty") else _gpt(disk) or _mbr(disk)
-    if not found:
-        return [Partition(0, 0, disk.size, whole)]
-    return [Partition(n, start, size, kind_of(disk, start)) for n, start, size in sorted(found)]
+    """Return the partitions of a disk, or one with the number 0 that is all of it.
+
+    As Linux does: wherever there is a table, it counts, whatever else was left at the start of the disk.
+    """
+    table = _mbr_entries(disk, 0)
+    protective = any(kind == _PROTECTIVE for kind, _, _ in table)
+    found = (_gpt(disk) if protective else []) or _mbr(disk, table)
+    if found:
+        return [
+            Partition(n, start, size, kind_of(disk, start), known) for n, start, size, known in sorted(found)
+        ]
+    # What a table says that cannot be read is not known; a signature that is older must not speak for it.
+    return [Partition(0, 0, disk.size, "unknown" if protective else kind_of(disk, 0))]
+
+
+def outside(parts: list[Partition], size: int) -> list[tuple[int, int]]:
+    """Return start and size of what is in no partition: tables, boot code, gaps."""
+    found, at = [], 0
+    for part in [*sorted(parts, key=lambda part: part.start), Partition(0, size, 0, "")]:
+        if part.start > at:
+            found.append((at, part.start - at))
+        at = max(at, part.start + part.size)
+    return found
 
 
 def kind_of(disk: Readable, start: int) -> str:
@@ -72,11 +97,13 @@ def kind_of(disk: Readable, start: int) -> str:
     return "unknown" if any(head) else "empty"
 
 
-def _inside(disk: Disk, start: int, size: int) -> bool:
-    return start > 0 and size > 0 and start + size <= disk.size
+def _entry(disk: Disk, number: int, start: int, size: int, known: str) -> Iterator[_Entry]:
+    """Yield a partition if it makes sense; one that is longer than the disk ends with it, as in Linux."""
+    if 0 < start < disk.size and size > 0:
+        yield number, start, min(size, disk.size - start), known
 
 
-def _gpt(disk: Disk) -> list[tuple[int, int, int]]:
+def _gpt(disk: Disk) -> list[_Entry]:
     for sector in (512, 4096):
         # The second header is at the end of the disk.
         for place in (sector, disk.size - sector):
@@ -95,31 +122,28 @@ def _gpt(disk: Disk) -> list[tuple[int, int, int]]:
     return []
 
 
-def _gpt_entries(disk: Disk, table: bytes, length: int, sector: int) -> list[tuple[int, int, int]]:
-    found = []
-    for number in range(len(table) // length):
-        kind = uuid.UUID(bytes_le=table[number * length :][:16])
+def _gpt_entries(disk: Disk, table: bytes, length: int, sector: int) -> Iterator[_Entry]:
+    for number in range(min(len(table) // length, _MOST)):
+        kind, known = (uuid.UUID(bytes_le=table[number * length + at :][:16]) for at in (0, 16))
         first, last = struct.unpack_from("<QQ", table, number * length + 32)
-        start, size = first * sector, (last + 1 - first) * sector
-        if kind.int and _inside(disk, start, size):
-            found.append((number + 1, start, size))
-    return found[:_MOST]
+        if kind.int:
+            yield from _entry(disk, number + 1, first * sector, (last + 1 - first) * sector, str(known))
 
 
-def _mbr(disk: Disk) -> list[tuple[int, int, int]]:
-    found: list[tuple[int, int, int]] = []
-    table = _mbr_entries(disk, 0)
-    for number, (kind, first, count) in enumerate(table):
+def _mbr(disk: Disk, table: list[tuple[int, int, int]]) -> list[_Entry]:
+    found: list[_Entry] = []
+    name = f"{struct.unpack('<I', disk.read(440, 4))[0]:08x}"
+    for number, (kind, first, count) in enumerate(table, 1):
         if kind in _EXTENDED:
-            found += _logical(disk, first)
-        elif kind not in (0, _PROTECTIVE) and _inside(disk, first * SECTOR, count * SECTOR):
-            found.append((number + 1, first * SECTOR, count * SECTOR))
+            found += _logical(disk, first, name)
+        elif kind not in (0, _PROTECTIVE):
+            found += _entry(disk, number, first * SECTOR, count * SECTOR, f"{name}-{number:02x}")
     return found
 
 
-def _logical(disk: Disk, extended: int) -> list[tuple[int, int, int]]:
+def _logical(disk: Disk, extended: int, name: str) -> list[_Entry]:
     """Return the logical partitions: each record has one and the place of the next record."""
-    found: list[tuple[int, int, int]] = []
+    found: list[_Entry] = []
     seen: set[int] = set()
     place = extended
     while place not in seen and len(seen) < _MOST:
@@ -127,10 +151,13 @@ def _logical(disk: Disk, extended: int) -> list[tuple[int, int, int]]:
         table = _mbr_entries(disk, place * SECTOR)
         following = 0
         for kind, first, count in table[:2]:
+            number = 5 + len(found)
             if kind in _EXTENDED:
                 following = first
-            elif kind and _inside(disk, (place + first) * SECTOR, count * SECTOR):
-                found.append((4 + len(seen), (place + first) * SECTOR, count * SECTOR))
+            elif kind:
+                found += _entry(
+                    disk, number, (place + first) * SECTOR, count * SECTOR, f"{name}-{number:02x}"
+                )
         if not following:
             break
         place = extended + following

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmlab.render import page, units
+from vmlab.render.units import line
 from vmlab.render.view import View
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vmlab.compare.ram import RamSearch
+    from vmlab.compare.ram import RamSearch, StringsDiff
     from vmlab.diff import Diff, Part
-    from vmlab.timeline import Timeline
+    from vmlab.timeline import Moment, Timeline
 
 #: Rows of a table that are shown; it says how many there are, and JSON and pandas have them all.
 ROWS = 200
-#: Characters of one file's text diff, and how many files' text diffs are shown.
-DIFF_TEXT, DIFF_FILES = 6000, 40
+#: Characters of one file's text diff, how many files' text diffs are shown, and the seconds that all of them may take:
+#: what is compared was written by a guest, which may have made it as hard as it can be.
+DIFF_TEXT, DIFF_FILES, DIFF_SECONDS = 6000, 40, 2.0
 
 TITLES = {
     "files": "Files",
@@ -60,9 +63,11 @@ _RULES = """
 .vml.vml .tabs details.in{margin:0;padding:0}
 .vml.vml .tabs details.in>summary{color:inherit}
 .vml.vml .tabs tr>*{vertical-align:top}
+.vml.vml .tabs code{unicode-bidi:isolate}
 .vml.vml .tabs td code{white-space:pre-wrap;overflow-wrap:anywhere}
 .vml.vml .tabs .long{max-height:34em;overflow:auto}
 .vml.vml .tabs pre.udiff{max-height:24em;overflow:auto;padding:4px 8px;background:var(--v-soft);border-radius:4px}
+.vml.vml .tabs pre.udiff>span{display:block;padding-left:2ch;text-indent:-2ch}
 .vml.vml .tabs img.map{display:block;margin:4px 8px;max-width:calc(100% - 16px);height:auto;image-rendering:pixelated}
 .vml.vml .tabs img.strip{width:100%;height:26px;max-width:64em;border:1px solid var(--v-line)}
 """
@@ -87,23 +92,23 @@ class DiffView(View):
         from rich.text import Text
 
         diff = self.diff
-        before, after = units.clean(diff.before.title), units.clean(diff.after.title)
+        before, after = line(diff.before.title), line(diff.after.title)
         head = Text.assemble((before, "bold"), " → ", (after, "bold"))
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for name, part in diff.parts.items():
             sign, kind = _SIGNS[part.outcome]
             took = Text(units.duration(part.seconds) if part.seconds else "", "bright_black")
-            table.add_row(Text(sign, _STYLES[kind]), name, Text(units.clean(self.line(part))), took)
+            table.add_row(Text(sign, _STYLES[kind]), name, Text(line(self.line(part))), took)
         blocks: list[RenderableType] = [head, table]
         for part in diff.parts.values():
             write = _TERMINAL.get(part.name)
             if write is not None and part.outcome == "different" and part.result is not None:
-                lines = list(write(diff, part.result))
-                if lines:
-                    blocks += [Text(""), *lines]
+                rows = list(write(diff, part.result))
+                if rows:
+                    blocks += [Text(""), _listing(rows)]
         notes = self.notes()
         if notes:
-            blocks += [Text(""), *(Text(units.clean(note), "bright_black") for note in notes)]
+            blocks += [Text(""), _listing([("", "", Text(line(note), "bright_black")) for note in notes])]
         return Group(*blocks)
 
     def line(self, part: Part) -> str:
@@ -134,7 +139,7 @@ class DiffView(View):
             )
         inner = "".join(f"<section>{content}</section>" for _, content in panels)
         style = f"{_RULES}{','.join(f'.vml.vml .tabs>{rule}' for rule in rules)}{{display:block}}"
-        arrow = f"{page.esc(self.diff.before.title)} → {page.esc(self.diff.after.title)}"
+        arrow = f"{_esc(self.diff.before.title)} → {_esc(self.diff.after.title)}"
         return (
             f'<style>{style}</style><p class="head">{arrow}</p>'
             f'<div class="tabs">{"".join(tops)}<div class="panels">{inner}</div></div>'
@@ -142,16 +147,7 @@ class DiffView(View):
 
     def document(self) -> str:
         """Return a whole HTML page that needs nothing else."""
-        title = page.esc(f"{self.diff.before.title} → {self.diff.after.title}")
-        style = (
-            "body{margin:24px;background:#fff}@media (prefers-color-scheme:dark){body{background:#14171a}}"
-            ":root{color-scheme:light dark}"
-        )
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{title}</title><style>{style}</style></head><body>{self.html()}</body></html>\n"
-        )
+        return page.document(f"{line(self.diff.before.title)} → {line(self.diff.after.title)}", self.html())
 
     def to_json(self) -> Any:
         """Return what ``Diff.to_json`` says."""
@@ -169,22 +165,50 @@ class DiffView(View):
             rows.append(
                 page.row(
                     f'<span class="{kind}">{sign}</span> {page.esc(TITLES[name])}',
-                    (page.esc(self.line(part)), "w"),
+                    (_esc(self.line(part)), "w"),
                     (f'<span class="dim small">{took}</span>', "n"),
                 )
             )
-        notes = "".join(f'<p class="note">{page.esc(note)}</p>' for note in self.notes())
+        notes = "".join(f'<p class="note">{_esc(note)}</p>' for note in self.notes())
         return page.table([("", ""), ("what differs", ""), ("took", "n")], rows) + notes
 
     def _panel(self, part: Part) -> str:
         if part.result is None:
-            return f'<p class="note bad">{page.esc(self.line(part))}</p>'
-        head = f'<p class="note">{page.esc(self.line(part))}</p>'
+            return f'<p class="note bad">{_esc(self.line(part))}</p>'
+        head = f'<p class="note">{_esc(self.line(part))}</p>'
         if part.why:
-            head += f'<p class="note bad">{page.esc(part.why)}</p>'
+            head += f'<p class="note bad">{_esc(part.why)}</p>'
         with contextlib.suppress(KeyError):
             return head + _PANELS[part.name](self.diff, part.result)
         return head + f"<pre>{page.esc(part.result)}</pre>"
+
+
+# What a guest names and writes goes through one of these two, or through line(): then it is one line, whatever it is.
+
+
+def _esc(text: object) -> str:
+    return page.esc(line(text))
+
+
+def _code(text: object) -> str:
+    return f"<code>{_esc(text)}</code>"
+
+
+#: A row in a terminal: sign, its colour, text.
+_Row = tuple[str, str, Any]
+
+
+def _listing(rows: Iterable[_Row]) -> RenderableType:
+    """Return rows in two columns: where a long text is broken, what follows never stands where signs do."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(width=1)
+    table.add_column(overflow="fold")
+    for sign, colour, text in rows:
+        table.add_row(Text(sign, colour), text)
+    return table
 
 
 def _more(shown: int, total: int, what: str) -> str:
@@ -203,11 +227,15 @@ def _sign(kind: str) -> str:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+def _noise(diff: Diff, entry: Any) -> str | None:
+    """Return why a difference comes by itself, or None if it does not."""
+    return diff.noise.get((entry.volume, entry.path, entry.kind))
+
+
 def _file_parts(diff: Diff, files: Any) -> tuple[list[Any], list[Any], list[Any]]:
     """Return the entries that matter, those that were only touched, and those that change by themselves."""
-    noise = diff.noise
-    noisy = [entry for entry in files if entry.path in noise]
-    rest = [entry for entry in files if entry.path not in noise]
+    noisy = [entry for entry in files if _noise(diff, entry) is not None]
+    rest = [entry for entry in files if _noise(diff, entry) is None]
     return (
         [entry for entry in rest if entry.kind != "touched"],
         [entry for entry in rest if entry.kind == "touched"],
@@ -224,89 +252,108 @@ def _size(entry: Any) -> str:
     return f"{units.size(old)} → {units.size(new)}"
 
 
-def _facts(entry: Any) -> str:
-    """Return in words what else differs of a file than its content."""
-    said = []
+def _facts(entry: Any) -> list[tuple[str, list[str]]]:
+    """Return what else differs of a file than its content: in our words, and then in the guest's."""
+    said: list[tuple[str, list[str]]] = []
     if entry.old_path is not None:
-        said.append(f"was {entry.old_path}")
+        said.append(("was", [entry.old_path]))
     if entry.link_to is not None:
-        said.append(f"hard link to {entry.link_to}")
+        said.append(("hard link to", [entry.link_to]))
     before, after = entry.before, entry.after
     for name in entry.what:
         if before is None or after is None or name in ("content", "mtime"):
             continue
         if name == "mode":
-            said.append(f"mode {before.mode:04o} → {after.mode:04o}")
+            said.append((f"mode {before.mode:04o} → {after.mode:04o}", []))
         elif name in ("owner", "group"):
             old, new = (before.uid, after.uid) if name == "owner" else (before.gid, after.gid)
-            said.append(f"{name} {old} → {new}")
+            said.append((f"{name} {old} → {new}", []))
         elif name in ("target", "type", "flags", "device"):
-            said.append(f"{name} {getattr(before, name)} → {getattr(after, name)}")
+            said.append((name, [str(getattr(side, name)) for side in (before, after)]))
         else:
-            said.append(str(name))
+            said.append((str(name), []))
     if before is None and after is not None and after.target is not None:
-        said.append(f"→ {after.target}")
-    return "; ".join(said)
+        said.append(("→", [after.target]))
+    return said
 
 
-def _file_rows(entries: Iterable[Any], why: dict[str, str] | None = None, texts: int = 0) -> list[str]:
+def _facts_html(entry: Any) -> str:
+    return "; ".join(
+        " ".join([page.esc(words), " → ".join(_code(text) for text in texts)]).rstrip()
+        for words, texts in _facts(entry)
+    )
+
+
+def _facts_text(entry: Any) -> str:
+    return "; ".join(
+        " ".join([words, " → ".join(map(line, texts))]).rstrip() for words, texts in _facts(entry)
+    )
+
+
+def _many_volumes(files: Any) -> bool:
+    return len({entry.volume for entry in files}) > 1
+
+
+def _file_rows(diff: Diff, entries: Iterable[Any], *, volumes: bool, texts: int = 0) -> list[str]:
     """Return rows of a table; the first ``texts`` that are text can be opened to see what differs."""
     rows = []
+    until = time.monotonic() + DIFF_SECONDS
     for entry in entries:
-        name = f"<code>{page.esc(entry.path)}</code>"
+        name = _code(entry.shown)
         if texts and entry.type == "file" and entry.kind in ("changed", "added", "removed", "renamed"):
-            text = entry.text_diff()
-            if text:
+            if time.monotonic() > until:
+                texts = 0
+            elif text := entry.text_diff():
                 texts -= 1
                 name = f'<details class="in"><summary>{name}</summary>{_udiff(text)}</details>'
-        told = page.esc((why or {}).get(entry.path) or _facts(entry))
-        rows.append(page.row(_sign(entry.kind), (name, "w"), (page.esc(_size(entry)), "n"), told))
+        told = page.esc(_noise(diff, entry) or "") or _facts_html(entry)
+        volume = [f'<span class="dim">{_esc(entry.volume)}</span>'] if volumes else []
+        rows.append(page.row(_sign(entry.kind), (name, "w"), (page.esc(_size(entry)), "n"), *volume, told))
     return rows
 
 
 def _files(diff: Diff, files: Any) -> str:
-    columns = [("", ""), ("path", ""), ("size", "n"), ("", "")]
+    volumes = _many_volumes(files)
+    columns = [("", ""), ("path", ""), ("size", "n"), *([("volume", "")] if volumes else []), ("", "")]
     main, touched, noisy = _file_parts(diff, files)
-    out = page.table(columns, _file_rows(main[:ROWS], texts=DIFF_FILES)) if main else ""
+    rows = _file_rows(diff, main[:ROWS], volumes=volumes, texts=DIFF_FILES)
+    out = page.table(columns, rows) if main else ""
     out = f'<div class="long">{out}</div>' + _more(ROWS, len(main), "files")
-    if touched:
-        out += _folded(
-            f"{len(touched):,} more that were only touched", page.table(columns, _file_rows(touched[:ROWS]))
-        )
-    if noisy:
-        table = page.table(columns, _file_rows(noisy[:ROWS], diff.noise))
-        out += _folded(
-            f"{len(noisy):,} more that change by themselves", table + _more(ROWS, len(noisy), "files")
-        )
+    for rest, what in ((touched, "that were only touched"), (noisy, "that change by themselves")):
+        if rest:
+            table = page.table(columns, _file_rows(diff, rest[:ROWS], volumes=volumes))
+            out += _folded(f"{len(rest):,} more {what}", table + _more(ROWS, len(rest), "files"))
     return out
 
 
 def _udiff(text: str) -> str:
     lines = []
-    for line in text[:DIFF_TEXT].splitlines():
-        kind = "dim" if line.startswith(("---", "+++", "@@")) else {"+": "ok", "-": "bad"}.get(line[:1], "")
-        lines.append(page.span(line, kind))
-    end = "\n…" if len(text) > DIFF_TEXT else ""
-    return f'<pre class="udiff">{chr(10).join(lines)}{end}</pre>'
+    for number, one in enumerate(text[:DIFF_TEXT].rstrip("\n").split("\n")):
+        # Only the first two are names: a line that was removed may begin with "-- ".
+        head = number < 2 or one.startswith("@@")
+        kind = "dim" if head else {"+": "ok", "-": "bad"}.get(one[:1], "")
+        # Blocks, whose further lines are indented; and lines where there is no style sheet.
+        shown = page.esc(line(one, keep=" \t"))
+        lines.append(f'<span class="{kind}">{shown}\n</span>')
+    end = "…" if len(text) > DIFF_TEXT else ""
+    return f'<pre class="udiff">{"".join(lines)}{end}</pre>'
 
 
-def _terminal_files(diff: Diff, files: Any) -> Iterable[RenderableType]:
+def _terminal_files(diff: Diff, files: Any) -> Iterable[_Row]:
     from rich.text import Text
 
     main, touched, noisy = _file_parts(diff, files)
+    volumes = _many_volumes(files)
     for entry in main[: ROWS // 5]:
         sign, kind = _KINDS[entry.kind]
-        facts = _facts(entry)
-        yield Text.assemble(
-            (f"{sign} ", _STYLES.get(kind, "cyan")),
-            units.clean(entry.path),
-            (f"  {units.clean(facts)}" if facts else "", "bright_black"),
-        )
+        facts = "; ".join(filter(None, [_facts_text(entry), f"on {line(entry.volume)}" if volumes else ""]))
+        text = Text.assemble(line(entry.shown), (f"  {facts}" if facts else "", "bright_black"))
+        yield sign, _STYLES.get(kind, "cyan"), text
     if len(main) > ROWS // 5:
-        yield Text(f"  … {len(main) - ROWS // 5:,} more", "bright_black")
+        yield "", "", Text(f"… {len(main) - ROWS // 5:,} more", "bright_black")
     for rest, what in ((touched, "that were only touched"), (noisy, "that change by themselves")):
         if rest:
-            yield Text(f"  {len(rest):,} more {what}", "bright_black")
+            yield "", "", Text(f"{len(rest):,} more {what}", "bright_black")
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------
@@ -332,23 +379,29 @@ def _inside(diff: Diff, inside: Any) -> str:
             content = f'<table class="plain"><tbody>{"".join(folded[:ROWS])}</tbody></table>'
             out += _folded(f"{len(folded)} more that change by themselves", content)
     for name, why in inside.missing.items():
-        out += f'<p class="note">{page.esc(name)}: not compared, {page.esc(why)}</p>'
+        out += f'<p class="note">{page.esc(name)}: not compared, {_esc(why)}</p>'
     return out
 
 
 def _inside_row(kind: str, row: Any, table: Any) -> str:
-    key = " ".join(str(value) for value in table.key(row).values() if value != "")
+    # Of what runs, the program is told beside it.
+    key = {name: value for name, value in table.key(row).items() if name != "program"}
     if kind == "changed":
-        what = "; ".join(f"{column}: {old} → {new}" for column, (old, new) in row.fields.items())
+        what = [
+            f"{page.esc(name)} {_or_none(old)} → {_or_none(new)}" for name, (old, new) in row.fields.items()
+        ]
     else:
-        rest = {name: value for name, value in row.items() if name not in table.key(row) and value != ""}
-        what = "; ".join(f"{name} {value}" for name, value in rest.items())
-    return page.row(
-        _sign(kind), f"<code>{page.esc(key)}</code>", (f'<span class="dim">{page.esc(what)}</span>', "w")
-    )
+        rest = {name: value for name, value in row.items() if name not in key and value != ""}
+        what = [f"{page.esc(name)} {_code(value)}" for name, value in rest.items()]
+    names = " ".join(_code(value) for value in key.values() if value != "")
+    return page.row(_sign(kind), names, (f'<span class="dim">{"; ".join(what)}</span>', "w"))
 
 
-def _terminal_inside(diff: Diff, inside: Any) -> Iterable[RenderableType]:
+def _or_none(value: Any) -> str:
+    return "–" if value in ("", None) else _code(value)
+
+
+def _terminal_inside(diff: Diff, inside: Any) -> Iterable[_Row]:
     from rich.text import Text
 
     left = ROWS // 5
@@ -360,10 +413,10 @@ def _terminal_inside(diff: Diff, inside: Any) -> Iterable[RenderableType]:
                 left -= 1
                 sign, colour = _KINDS[kind]
                 text = str(row) if kind == "changed" else " ".join(str(v) for v in row.values() if v != "")
-                yield Text.assemble(
-                    (f"{sign} ", _STYLES.get(colour, "cyan")),
-                    (f"{name}: ", "bright_black"),
-                    units.clean(text),
+                yield (
+                    sign,
+                    _STYLES.get(colour, "cyan"),
+                    Text.assemble((f"{name}: ", "bright_black"), line(text)),
                 )
 
 
@@ -407,8 +460,8 @@ def _devices(_: Diff, devices: Any) -> str:
         rows = [
             page.row(
                 page.esc(change.name),
-                f"<code>{page.esc(_short(_value(change.before)))}</code>",
-                f"<code>{page.esc(_short(_value(change.after)))}</code>",
+                _code(_short(_value(change.before))),
+                _code(_short(_value(change.after))),
             )
             for change in device.changes[:ROWS]
         ]
@@ -437,10 +490,10 @@ def _value(value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _ram(_: Diff, ram: Any) -> str:
+def _ram(diff: Diff, ram: Any) -> str:
     if not ram.pages:
         return ""
     each = units.size(ram.cell_pages * 4096)
@@ -451,7 +504,49 @@ def _ram(_: Diff, ram: Any) -> str:
         for item in sorted(ram.ranges, key=lambda item: -item.pages)[:20]
     ]
     table = page.table([("address", ""), ("pages", "n"), ("size", "n")], rows)
-    return f'{picture}<p class="note">{page.esc(note)}</p>' + _folded("the longest changed ranges", table)
+    out = f'{picture}<p class="note">{page.esc(note)}</p>' + _folded("the longest changed ranges", table)
+    strings = _strings(diff)
+    if strings is None:
+        return out
+    out += f'<h4>strings</h4><p class="note">{page.esc(strings.summary)}</p>'
+    for kind, title, found in _string_kinds(strings):
+        rows = [
+            page.row(
+                _sign(kind),
+                (f"<code>{page.esc(line(text, keep=' '))}</code>", "w"),
+                (f"{count:,} ×" if count > 1 else "", "n"),
+            )
+            for text, count in found[:ROWS]
+        ]
+        if rows:
+            table = f'<table class="plain"><tbody>{"".join(rows)}</tbody></table>'
+            out += _folded(f"{len(found):,} that {title}", table + _more(ROWS, len(found), "strings"))
+    return out
+
+
+def _strings(diff: Diff) -> StringsDiff | None:
+    """Return what strings came and went, if that was asked for: it is no layer, and takes a second."""
+    found: StringsDiff | None = vars(diff).get("strings")
+    return found
+
+
+def _string_kinds(strings: StringsDiff) -> Sequence[tuple[str, str, Sequence[tuple[str, int]]]]:
+    return ("added", "came", strings.came), ("removed", "went", strings.went)
+
+
+def _terminal_ram(diff: Diff, _: Any) -> Iterable[_Row]:
+    from rich.text import Text
+
+    strings = _strings(diff)
+    if strings is None:
+        return
+    yield "", "", Text(strings.summary, "bright_black")
+    for kind, title, found in _string_kinds(strings):
+        sign, colour = _KINDS[kind]
+        for text, _count in found[: ROWS // 10]:
+            yield sign, _STYLES[colour], Text(_short(line(text, keep=" ")))
+        if len(found) > ROWS // 10:
+            yield "", "", Text(f"… {len(found) - ROWS // 10:,} more that {title}", "bright_black")
 
 
 def _disk(_: Diff, disk: Any) -> str:
@@ -471,9 +566,10 @@ _PANELS: dict[str, Callable[[Any, Any], str]] = {
     "ram": _ram,
     "disk": _disk,
 }
-_TERMINAL: dict[str, Callable[[Any, Any], Iterable[RenderableType]]] = {
+_TERMINAL: dict[str, Callable[[Any, Any], Iterable[_Row]]] = {
     "files": _terminal_files,
     "inside": _terminal_inside,
+    "ram": _terminal_ram,
 }
 
 
@@ -498,33 +594,45 @@ class TimelineView(View):
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bright_black")
         for title in ("", "STATE", *(column.upper() for column in columns)):
             table.add_column(title)
-        for moment in self.timeline:
+        for moment, since in self._moments():
             sign = Text("~", "yellow") if moment.changed else Text(" ")
-            cells = [Text(units.clean(moment.values.get(column, ""))) for column in columns]
+            cells = [Text(line(moment.values.get(column, ""))) for column in columns]
             if moment.trouble or not moment.values:
-                cells = [
-                    Text(units.clean(moment.trouble or "–"), "red" if moment.trouble else "bright_black")
-                ]
-            table.add_row(sign, units.clean(moment.title), *cells[: max(1, len(columns))])
-        return Group(Text(units.clean(self.timeline.summary), "bold"), table)
+                cells = [Text(line(moment.trouble or "–"), "red" if moment.trouble else "bright_black")]
+            state = Text.assemble(line(moment.title), (since, "bright_black"))
+            table.add_row(sign, state, *cells[: max(1, len(columns))])
+        return Group(Text(line(self.timeline.summary), "bold"), table)
+
+    def _moments(self) -> Iterable[tuple[Moment, str]]:
+        """Yield each state, and with which it was compared, where that is not the one above it."""
+        last = ""
+        for moment in self.timeline:
+            yield moment, f" since {line(moment.since)}" if moment.since not in ("", last) else ""
+            last = moment.title
 
     def body(self) -> str:
         """Return a table; what differs in a file can be opened."""
         columns = self.timeline.columns
         rows = []
-        for moment in self.timeline:
-            cells = [(page.esc(moment.values.get(column, "–")), "w") for column in columns]
+        for moment, since in self._moments():
+            cells = [(_esc(moment.values.get(column, "–")), "w") for column in columns]
             if moment.trouble:
-                cells = [(f'<span class="bad">{page.esc(moment.trouble)}</span>', "w")]
+                cells = [(f'<span class="bad">{_esc(moment.trouble)}</span>', "w")]
             elif not moment.values:
                 cells = [('<span class="dim">–</span>', "") for _ in columns or ("",)]
-            title = page.esc(moment.title)
+            title = _esc(moment.title) + (f'<span class="dim">{_esc(since)}</span>' if since else "")
             if moment.detail:
                 title = f"<details><summary>{title}</summary>{_udiff(moment.detail)}</details>"
             sign = '<span class="warn">~</span>' if moment.changed else ""
             rows.append(page.row(sign, title, *cells))
         head = [("", ""), ("state", ""), *((column, "") for column in columns)]
-        return f'<p class="head">{page.esc(self.timeline.summary)}</p>{page.table(head, rows)}'
+        # The tabs' rules are also those of a text diff.
+        table = f'<div class="tabs">{page.table(head, rows)}</div>'
+        return f'<style>{_RULES}</style><p class="head">{_esc(self.timeline.summary)}</p>{table}'
+
+    def document(self) -> str:
+        """Return a whole HTML page that needs nothing else."""
+        return page.document(line(self.timeline.summary), self.html())
 
     def to_json(self) -> Any:
         """Return what ``Timeline.to_json`` says."""
@@ -546,27 +654,22 @@ class SearchView(View):
         """Return a sentence for each state, and the first places."""
         from rich.text import Text
 
-        return Text(
-            units.clean("\n".join(str(one) for one in self.found) or "There is no live state to search.")
-        )
+        lines = [line(one) for found in self.found for one in str(found).split("\n")]
+        return Text("\n".join(lines) or "There is no live state to search.")
 
     def body(self) -> str:
         """Return a sentence for each state; its places can be opened."""
         out = ""
         for one in self.found:
             if not one:
-                out += f'<p class="note">{page.esc(one.summary)}</p>'
+                out += f'<p class="note">{_esc(one.summary)}</p>'
                 continue
             rows = [
-                page.row(
-                    f"<code>{m.address:#012x}</code>",
-                    page.esc(m.encoding),
-                    f"<code>{page.esc(m.around)}</code>",
-                )
+                page.row(f"<code>{m.address:#012x}</code>", page.esc(m.encoding), _code(m.around))
                 for m in one.matches[:ROWS]
             ]
             table = page.table([("address", ""), ("as", ""), ("around it", "")], rows)
-            out += f"<details><summary>{page.esc(one.summary)}</summary>{table}</details>"
+            out += f"<details><summary>{_esc(one.summary)}</summary>{table}</details>"
         return out or '<p class="note">There is no live state to search.</p>'
 
     def to_json(self) -> Any:

@@ -121,6 +121,19 @@ def page(body: str, *, label: str = "") -> str:
     return f'<style>{CSS}</style><div class="vml"{named}>{body}</div>'
 
 
+def document(title: str, body: str) -> str:
+    """Return a whole HTML page of what :func:`page` returned; it needs nothing else, and can be written as UTF-8."""
+    style = (
+        "body{margin:24px;background:#fff}@media (prefers-color-scheme:dark){body{background:#14171a}}"
+        ":root{color-scheme:light dark}"
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{esc(title)}</title><style>{style}</style></head><body>{body}</body></html>\n"
+    )
+
+
 def span(text: object, kind: str = "") -> str:
     """Return an escaped text, in a class if given."""
     return f'<span class="{kind}">{esc(text)}</span>' if kind else esc(text)

@@ -5,13 +5,34 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-#: Control characters except newline and tab. A name or description must not be able to drive a terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Control characters except newline and tab, what turns the direction of writing, line separators of Unicode, and
+#: halves of characters, which cannot be written. A name or description must not be able to drive a terminal.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def clean(text: object) -> str:
-    """Return ``text`` as a string without control characters."""
+    """Return ``text`` as a string without control characters; it may have several lines."""
     return _CONTROL.sub("\ufffd", str(text))
+
+
+def line(text: object, keep: str = "") -> str:
+    r"""Return ``text`` as one line that can be printed anywhere.
+
+    What is not printable (newlines, control characters, what turns the direction of writing) is escaped as in ``\n``;
+    bytes of a path that are no UTF-8 (see :func:`os.fsdecode`) as in ``\xff``. So is a space behind a space, or a name
+    could fill a line with them and go on as if it were the next. Characters in ``keep`` stay.
+    """
+    shown = str(text)
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() or c in keep else _escaped(c) for c in shown)
+    return shown if " " in keep else re.sub(r"(?<= ) ", r"\\x20", shown)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else char.encode("unicode_escape").decode()
 
 
 def size(count: float | None) -> str:

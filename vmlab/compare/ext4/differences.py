@@ -19,8 +19,8 @@ from vmlab.compare.ext4.extents import Extents
 from vmlab.compare.ext4.filesystem import PART, Ext4
 from vmlab.compare.ext4.index import Index, Links, within
 from vmlab.compare.ext4.inode import Inode
+from vmlab.compare.renames import pairs
 
-Identity = tuple[int, int, int]
 #: What a file system calls a file.
 N = TypeVar("N")
 
@@ -44,6 +44,8 @@ class Change(Generic[N]):
         Whether ``after`` is the same file under another name.
     link_to
         For a name that was added or removed: another name that the same file had before and still has.
+    moved_to
+        For a name that was removed: a name that the same file has only now.
     """
 
     before: tuple[bytes, N] | None
@@ -51,17 +53,20 @@ class Change(Generic[N]):
     what: tuple[str, ...] = ()
     renamed: bool = False
     link_to: bytes | None = None
+    moved_to: bytes | None = None
 
 
-def changes(a: Ext4, b: Ext4, pages: Numbers) -> list[Change[Inode]]:
+def changes(a: Ext4, b: Ext4, pages: Numbers, *, related: bool = True) -> list[Change[Inode]]:
     """Return what differs, sorted by path.
 
     Parameters
     ----------
     pages
         The pages of 4096 bytes, counted from the start of the file system, whose bytes on the disks differ, ascending.
+    related
+        Whether the two grew out of one state; else an inode's number does not tell that it is the same file.
     """
-    found = _Comparison(a, b, pages) if _one_file_system(a, b) else _TreeWalk(a, b)
+    found = _Comparison(a, b, pages, related) if _one_file_system(a, b) else _TreeWalk(a, b)
     return sorted(found.changes(), key=lambda c: (c.after or c.before or (b"",))[0])
 
 
@@ -194,8 +199,9 @@ class _Comparison(_TreeWalk):
 
     changed: Numbers
 
-    def __init__(self, a: Ext4, b: Ext4, pages: Numbers) -> None:
+    def __init__(self, a: Ext4, b: Ext4, pages: Numbers, related: bool) -> None:
         super().__init__(a, b)
+        self.related = related
         self.changed = changed_blocks(a, b, pages)
         if len(self.changed):
             self.index = (Index(a), Index(b))
@@ -278,49 +284,18 @@ class _Comparison(_TreeWalk):
                 what = (*what, "replaced")
             if what:
                 yield Change((path, x), (path, y), what)
-        names: dict[Identity, list[bytes]] = {}
-        for path, (number, _, _) in sorted(links_a.items()):
-            names.setdefault(before[number].identity, []).append(path)
-        moved: set[bytes] = set()
-        directories: list[tuple[bytes, bytes]] = []
-        for path in sorted(links_b.keys() - links_a.keys()):
-            y = after[links_b[path][0]]
-            old = names.get(y.identity, [])
-            stayed = [p for p in old if p in links_b and after[links_b[p][0]].identity == y.identity]
-            left = [p for p in old if p not in stayed and p not in moved]
-            if not left:
-                yield Change(None, (path, y), link_to=stayed[0] if stayed else None)
-                continue
-            # Of several names, the one that moved along, or is most like the new one.
-            source = min(left, key=lambda p: (not along(p, path, directories), base(p) != base(path), p))
-            moved.add(source)
-            x = before[links_a[source][0]]
-            what = self.what(x, y)
+        # Inode numbers of file systems that were made apart have nothing to do with each other.
+        identities = [
+            {path: nodes[number].identity if self.related else None for path, (number, _, _) in links.items()}
+            for nodes, links in ((before, links_a), (after, links_b))
+        ]
+        for pair in pairs(*identities):
+            old = None if pair.old is None else (pair.old, before[links_a[pair.old][0]])
+            new = None if pair.new is None else (pair.new, after[links_b[pair.new][0]])
+            what = self.what(old[1], new[1]) if old is not None and new is not None else ()
             # What lies in a directory that was renamed has another path, too; that alone says nothing new.
-            renamed = not along(source, path, directories)
-            if renamed and x.is_directory:
-                directories.append((source, path))
-            if what or renamed:
-                yield Change((source, x), (path, y), what, renamed=renamed)
-        for path in sorted(links_a.keys() - links_b.keys() - moved):
-            x = before[links_a[path][0]]
-            stayed = [p for p in self.index[1].links([x.number]) if after[x.number].identity == x.identity]
-            yield Change((path, x), None, link_to=min(stayed, default=None))
-
-
-def along(old: bytes, new: bytes, directories: list[tuple[bytes, bytes]]) -> bool:
-    """Return whether a path became another because one of ``directories``, above it, was renamed."""
-    return any(
-        old.startswith(source + b"/")
-        and new.startswith(path + b"/")
-        and old[len(source) :] == new[len(path) :]
-        for source, path in directories
-    )
-
-
-def base(path: bytes) -> bytes:
-    """Return the last part of a path."""
-    return path.rpartition(b"/")[2]
+            if what or pair.renamed or old is None or new is None:
+                yield Change(old, new, what, pair.renamed, pair.link_to, pair.moved_to)
 
 
 def _below(fs: Ext4, inode: Inode) -> set[int]:

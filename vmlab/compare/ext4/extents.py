@@ -6,7 +6,7 @@ milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ _DEEPEST = 5
 #: Longer extents are shorter ones that were never written to, and read as zeros.
 _UNWRITTEN = 32768
 _DIRECT = 12
+#: Blocks of trees that are read at once.
+_NODES = 1024
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,10 @@ def map_inodes(
     owners, first = np.unique(found.inode, return_index=True)
     if len(owners) and (wrong := np.add.reduceat(found.count, first) > blocks).any():
         raise damaged(f"inode {int(owners[wrong][0])} has more blocks than there are")
-    return Mapped(
-        found,
-        np.concatenate(mapper.tree_inode or empty),
-        np.concatenate(mapper.tree_block or empty),
-    )
+    tree_inode, tree_block = (np.concatenate(x or empty) for x in (mapper.tree_inode, mapper.tree_block))
+    if len(np.unique(tree_block)) != len(tree_block):
+        raise damaged("a block belongs to the trees of several inodes")
+    return Mapped(found, tree_inode, tree_block)
 
 
 class _Mapper:
@@ -162,16 +163,21 @@ class _Mapper:
         self.found: list[Extents] = []
         self.tree_inode: list[Numbers] = []
         self.tree_block: list[Numbers] = []
+        #: How many blocks of trees were read.
+        self.count = 0
 
-    def nodes(self, owner: Numbers, block: Numbers) -> Bytes:
-        """Read blocks of trees."""
+    def nodes(self, owner: Numbers, block: Numbers) -> Iterator[tuple[slice, Bytes]]:
+        """Yield blocks of trees, some at once, and which they are."""
         self.check(owner, block, np.ones(len(block), np.int64))
-        # In a damaged file system nodes could lead to the same node again and again, more and more in each level.
-        if len(np.unique(block)) != len(block):
-            raise damaged("a block belongs to the trees of several inodes")
-        self.tree_inode.append(owner)
-        self.tree_block.append(block)
-        return self.read(block)
+        for at in range(0, len(block), _NODES):
+            some = slice(at, at + _NODES)
+            self.tree_inode.append(owner[some])
+            self.tree_block.append(block[some])
+            # In a damaged file system nodes could lead to the same nodes again and again, more in each level.
+            self.count += len(block[some])
+            if self.count > self.blocks:
+                raise damaged("the trees of its inodes have more blocks than there are")
+            yield some, self.read(block[some])
 
     def check(self, owner: Numbers, block: Numbers, count: Numbers) -> None:
         wrong = (block <= 0) | (block + count > self.blocks)
@@ -186,28 +192,26 @@ class _Mapper:
 
     # -- extent trees ----------------------------------------------------------------------------------------------
 
-    def trees(self, owner: Numbers, rows: Bytes) -> None:
-        depth: Numbers | None = None
-        for _ in range(_DEEPEST + 1):
-            if not len(owner):
-                return
-            head = np.ascontiguousarray(rows[:, :12]).view("<u2")
-            used, own_depth = head[:, 1].astype(np.int64), head[:, 3].astype(np.int64)
-            room = (rows.shape[1] - 12) // 12
-            wrong = (head[:, 0] != _MAGIC) | (used > room) | (own_depth > _DEEPEST)
-            if depth is not None:
-                wrong |= own_depth != depth
-            if wrong.any():
-                raise damaged(f"the blocks of inode {int(owner[wrong][0])} make no sense")
-            cells = np.ascontiguousarray(rows[:, 12 : 12 + room * 12]).view("<u4").reshape(-1, room, 3)
-            filled = np.arange(room) < used[:, None]
-            self._leaves(owner, cells, filled & (own_depth == 0)[:, None])
-            inner = filled & (own_depth > 0)[:, None]
-            row = np.nonzero(inner)[0]
-            some = cells[inner].astype(np.int64)
-            block = some[:, 1] | (some[:, 2] & 0xFFFF) << 32
-            owner, depth = owner[row], own_depth[row] - 1
-            rows = self.nodes(owner, block)
+    def trees(self, owner: Numbers, rows: Bytes, depth: Numbers | None = None) -> None:
+        if not len(owner):
+            return
+        head = np.ascontiguousarray(rows[:, :12]).view("<u2")
+        used, own_depth = head[:, 1].astype(np.int64), head[:, 3].astype(np.int64)
+        room = (rows.shape[1] - 12) // 12
+        wrong = (head[:, 0] != _MAGIC) | (used > room) | (own_depth > _DEEPEST)
+        if depth is not None:
+            wrong |= own_depth != depth
+        if wrong.any():
+            raise damaged(f"the blocks of inode {int(owner[wrong][0])} make no sense")
+        cells = np.ascontiguousarray(rows[:, 12 : 12 + room * 12]).view("<u4").reshape(-1, room, 3)
+        filled = np.arange(room) < used[:, None]
+        self._leaves(owner, cells, filled & (own_depth == 0)[:, None])
+        inner = filled & (own_depth > 0)[:, None]
+        row = np.nonzero(inner)[0]
+        some = cells[inner].astype(np.int64)
+        owner, depth = owner[row], own_depth[row] - 1
+        for part, nodes in self.nodes(owner, some[:, 1] | (some[:, 2] & 0xFFFF) << 32):
+            self.trees(owner[part], nodes, depth[part])
 
     def _leaves(self, owner: Numbers, cells: npt.NDArray[np.uint32], chosen: npt.NDArray[np.bool_]) -> None:
         row = np.nonzero(chosen)[0]
@@ -237,14 +241,14 @@ class _Mapper:
             base += each**level
 
     def _indirect(self, owner: Numbers, base: Numbers, block: Numbers, level: int) -> None:
-        each = self.block_size // 4
-        for below in range(level - 1, -1, -1):
-            if not len(owner):
-                return
-            cells = self.nodes(owner, block).view("<u4").astype(np.int64)
+        if not level:
+            self._singles(owner, base, block)
+            return
+        for part, nodes in self.nodes(owner, block):
+            cells = nodes.view("<u4")
             row, column = np.nonzero(cells)
-            owner, base, block = owner[row], base[row] + column * each**below, cells[row, column]
-        self._singles(owner, base, block)
+            below = base[part][row] + column * (self.block_size // 4) ** (level - 1)
+            self._indirect(owner[part][row], below, cells[row, column].astype(np.int64), level - 1)
 
     def _singles(self, owner: Numbers, logical: Numbers, block: Numbers) -> None:
         """Keep single blocks, neighbours as one run."""

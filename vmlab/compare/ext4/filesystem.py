@@ -14,12 +14,15 @@ from vmlab.compare.ext4.extents import Extents, map_inodes
 from vmlab.compare.ext4.inode import Inode
 from vmlab.compare.ext4.journal import MAGIC_BYTES, Journal, Replay
 from vmlab.compare.ext4.superblock import SIZE, Groups, Superblock, damaged
+from vmlab.compare.fingerprint import Fingerprint
 from vmlab.errors import DiskUnreadable
 
 ROOT = 2
 #: Bytes that are read at once.
 PART = 8 << 20
 _LONGEST_TARGET = 4096
+#: Blocks; as e2fsprogs has it.
+_LONGEST_JOURNAL = 10_240_000
 
 
 class Ext4:
@@ -61,7 +64,7 @@ class Ext4:
         inode = self.inode(self.sb.journal_inode)
         extents = self.extents(inode)
         count = inode.size // self.sb.block_size
-        if count > self.sb.blocks:
+        if count > min(_LONGEST_JOURNAL, int(extents.count.sum())):
             raise damaged("its journal makes no sense")
         places = extents.place(np.arange(count, dtype=np.int64))
         if (places < 0).any():
@@ -188,6 +191,23 @@ class Ext4:
             logical = np.arange(offset // size, -(-(offset + length) // size), dtype=np.int64)
             yield self.read_logical(extents, logical).tobytes()[:length]
 
+    def fingerprint(self, inode: Inode) -> str:
+        """Return what is equal for files of equal content; holes are not read."""
+        found = Fingerprint(inode.size)
+        if inode.inline:
+            found.add(0, self._inline(inode))
+            return str(found)
+        size = self.sb.block_size
+        runs = self.extents(inode)
+        runs = runs.where(runs.written & (runs.logical * size < inode.size))
+        for first, count in zip(runs.logical.tolist(), runs.count.tolist(), strict=True):
+            for at in range(first, first + count, PART // size):
+                logical = np.arange(at, min(first + count, at + PART // size), dtype=np.int64)
+                found.add(
+                    at * size, self.read_logical(runs, logical).tobytes()[: max(0, inode.size - at * size)]
+                )
+        return str(found)
+
     # -- directories -----------------------------------------------------------------------------------------------
 
     @cached_property
@@ -214,8 +234,11 @@ class Ext4:
             return
         extents = self.extents(inode)
         _, logical, place = extents.all_blocks()
-        for row in self.read_blocks(place[logical * self.sb.block_size < inode.size]):
-            yield from self.block_entries(row.tobytes())
+        place = place[logical * self.sb.block_size < inode.size]
+        step = PART // self.sb.block_size
+        for at in range(0, len(place), step):
+            for row in self.read_blocks(place[at : at + step]):
+                yield from self.block_entries(row.tobytes())
 
     def lookup(self, path: bytes) -> Inode | None:
         """Return the inode of an absolute path, or None if there is none; symbolic links are not followed."""

@@ -46,12 +46,24 @@ class Index:
         #: Blocks of trees and of extended attributes, and whose they are.
         self.meta_inode = np.concatenate([p.tree_inode for p in mapped] + [p[1] for p in parts] or empty)
         self.meta_block = np.concatenate([p.tree_block for p in mapped] + [p[2] for p in parts] or empty)
+        self._refuse_shared(np.concatenate([p.tree_block for p in mapped] or empty))
         #: The inodes of directories, and their sizes in bytes.
         self.directories = np.concatenate([p[3] for p in parts] or empty)
         self.directory_sizes = np.concatenate([p[4] for p in parts] or empty)
         self.inline_directories = np.concatenate([p[5] for p in parts] or empty)
         self._names: dict[int, list[tuple[int, bytes]]] = {}
         self._directory_paths = {ROOT: b"/"}
+
+    def _refuse_shared(self, trees: Numbers) -> None:
+        """Raise if a block holds the content, or a part of the tree, of several inodes.
+
+        Then what belongs to whom cannot be told, and contents together could be far larger than the disk.
+        """
+        first = np.concatenate([self.extents.physical, trees])
+        last = np.concatenate([self.extents.physical + self.extents.count, trees + 1])
+        order = np.argsort(first)
+        if (first[order][1:] < last[order][:-1]).any():
+            raise damaged("a block belongs to several inodes")
 
     # -- the inode tables ------------------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ HAS_JOURNAL, SPARSE_SUPER2 = 0x4, 0x200  # compatible
 SPARSE_SUPER, GDT_CSUM, METADATA_CSUM = 0x1, 0x10, 0x400  # read-only compatible
 
 _INODE_UNINIT = 0x1
+#: Bytes of group descriptors; those of 100 TiB are less.
+_MOST_DESCRIPTORS = 64 << 20
 
 
 def crc32c(seed: int, data: bytes) -> int:
@@ -146,11 +148,13 @@ class Superblock:
             and 32 <= self.descriptor_size <= self.block_size
             and 0 < self.inodes_per_group <= bits
             # With bigalloc a bit stands for several blocks.
-            and 0 < self.blocks_per_group <= bits << 10
+            and 8 <= self.blocks_per_group <= bits << 10
+            and self.blocks_per_group % 8 == 0
             and self.first_block <= (self.block_size == 1024)
             and self.first_block < self.blocks
             and self.inodes == self.groups * self.inodes_per_group
             and self.first_inode >= 11
+            and self.groups * self.descriptor_size <= _MOST_DESCRIPTORS
         )
         if not sensible:
             raise damaged("its superblock makes no sense")
@@ -251,6 +255,8 @@ class Groups:
             used = np.where(flags & _INODE_UNINIT, 0, np.maximum(used - unused, 0))
         if (table <= sb.first_block).any() or (table + sb.table_blocks > sb.blocks).any():
             raise damaged("an inode table lies outside of it")
+        if (np.diff(np.sort(table)) < sb.table_blocks).any():
+            raise damaged("its inode tables lie over each other")
         return cls(table, used)
 
     @staticmethod

@@ -39,24 +39,24 @@ def readable(kind: str) -> bool:
 
 
 class Walk:
-    """Two states of a file system, read in a process of their own, which ends with this object.
+    """A file system, or two states of one, read in a process of their own, which ends with this object.
 
     Parameters
     ----------
     kind
         ``fat``, ``ntfs`` or ``xfs``.
-    before, after
-        Where the two are.
+    places
+        Where it is, or the two are.
     """
 
-    def __init__(self, kind: str, before: Mapped, after: Mapped) -> None:
+    def __init__(self, kind: str, *places: Mapped) -> None:
         self.kind = kind
         self.label = ""
         #: Sentences about what the result may lack.
         self.notes: list[str] = []
         self._places = [
             (str(side.disk.path), [(s.logical, s.physical, s.length) for s in side.segments])
-            for side in (before, after)
+            for side in places
         ]
         self._lock = threading.Lock()
         ours, theirs = socket.socketpair()
@@ -79,28 +79,37 @@ class Walk:
         self._socket, self._file = ours, ours.makefile("rb")
         self._end = weakref.finalize(self, _end, self._process, ours, self._file)
 
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """The two states. They hold this object, not the other way round, so that it ends with the last of them."""
-        return Side(self, 0), Side(self, 1)
+    def open(self) -> list[Side]:
+        """Open what there is, and return a reader for each.
 
-    def changes(self, pages: Numbers) -> list[Change[Node]]:
-        """Return what differs, sorted by path.
-
-        Parameters
-        ----------
-        pages
-            The pages of 4096 bytes whose bytes differ, ascending.
+        They hold this object, not the other way round, so that it ends with the last of them.
 
         Raises
         ------
         DiskUnreadable
             The file system is damaged, or the library cannot read it.
         """
-        answer, _ = self.ask(
-            {"do": "compare", "kind": self.kind, "sides": self._places}, pages.astype("<i8").tobytes()
-        )
+        answer, _ = self.ask({"do": "open", "kind": self.kind, "sides": self._places})
         self.label, self.notes = answer["label"], answer["notes"]
+        return [Side(self, number) for number in range(len(self._places))]
+
+    def changes(self, pages: Numbers, *, related: bool = True) -> list[Change[Node]]:
+        """Return what differs between the two, which must be open, sorted by path.
+
+        Parameters
+        ----------
+        pages
+            The pages of 4096 bytes whose bytes differ, ascending.
+        related
+            Whether the two grew out of one state, so that files can be told by their numbers.
+
+        Raises
+        ------
+        DiskUnreadable
+            The file system is damaged, or the library cannot read it.
+        """
+        answer, _ = self.ask({"do": "compare", "related": related}, pages.astype("<i8").tobytes())
+        self.notes += answer["notes"]
         return [_change(words) for words in answer["changes"]]
 
     def ask(self, question: dict[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
@@ -160,14 +169,12 @@ def _change(words: dict[str, Any]) -> Change[Node]:
         None if pair is None else (os.fsencode(pair[0]), Node.from_json(pair[1]))
         for pair in (words["before"], words["after"])
     )
-    link = words["link_to"]
-    return Change(
-        before, after, tuple(words["what"]), words["renamed"], None if link is None else os.fsencode(link)
-    )
+    link, moved = (None if words[n] is None else os.fsencode(words[n]) for n in ("link_to", "moved_to"))
+    return Change(before, after, tuple(words["what"]), words["renamed"], link, moved)
 
 
 class Side:
-    """One of the two states, with what :class:`~vmlab.compare.files.FileState` asks of a file system."""
+    """A state, with what :class:`~vmlab.compare.files.FileState` asks of a file system."""
 
     def __init__(self, walk: Walk, side: int) -> None:
         self._walk, self._side = walk, side
@@ -196,6 +203,11 @@ class Side:
         """Yield a file's content in parts."""
         for at in range(0, node.size, _PART):
             yield self.read(node, at, _PART)
+
+    def fingerprint(self, node: Node) -> str:
+        """Return what is equal for files of equal content; holes are not read."""
+        answer, _ = self._ask("fingerprint", key=node.key)
+        return str(answer["fingerprint"])
 
     def lookup(self, path: bytes) -> Node | None:
         """Return what an absolute path leads to, or None."""

@@ -18,7 +18,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from vmlab.compare.blocks import Disk, Mapped, Numbers, Segment
-from vmlab.compare.ext4.differences import PAGE, along, base
+from vmlab.compare.ext4.differences import PAGE
+from vmlab.compare.fingerprint import Fingerprint
+from vmlab.compare.renames import Pair, pairs
 from vmlab.compare.walk.node import Node
 from vmlab.compare.walk.readers import COMPRESSED, READERS, SPARSE, Content, DamagedError, Reader, Volume
 from vmlab.errors import DiskUnreadable
@@ -39,8 +41,11 @@ Words = dict[str, Any]
 class Comparison:
     """Two states of a file system, both walked."""
 
-    def __init__(self, readers: list[Reader], pages: Numbers, size: int, alive: Callable[[], None]) -> None:
-        self.readers, self.pages, self.size, self.alive = readers, pages, size, alive
+    def __init__(
+        self, readers: list[Reader], pages: Numbers, related: bool, alive: Callable[[], None]
+    ) -> None:
+        self.readers, self.pages, self.related, self.alive = readers, pages, related, alive
+        self.size = max(reader.volume.size for reader in readers)
         #: Names that cannot be read, on each side.
         self.nameless = [0, 0]
 
@@ -95,37 +100,16 @@ class Comparison:
                 yield _change((path, x), (path, y), what)
 
     def _moved(self, before: dict[bytes, Node], after: dict[bytes, Node]) -> Iterator[Words]:
-        names: dict[Any, list[bytes]] = {}
-        for path, x in sorted(before.items()):
-            if x.identity is not None:
-                names.setdefault(x.identity, []).append(path)
-        moved: set[bytes] = set()
-        directories: list[tuple[bytes, bytes]] = []
-        for path in sorted(after.keys() - before.keys()):
-            y = after[path]
-            old = names.get(y.identity, [])
-            stayed = [p for p in old if p in after and after[p].identity == y.identity]
-            left = [p for p in old if p not in stayed and p not in moved]
-            if not left:
-                yield _change(None, (path, y), link_to=stayed[0] if stayed else None)
-                continue
-            # Of several names, the one that moved along, or is most like the new one.
-            source = min(left, key=lambda p: (not along(p, path, directories), base(p) != base(path), p))
-            moved.add(source)
-            x = before[source]
-            what = self.what(x, y)
-            renamed = not along(source, path, directories)
-            if renamed and stat.S_ISDIR(x.mode):
-                directories.append((source, path))
-            if what or renamed:
-                yield _change((source, x), (path, y), what, renamed=renamed)
-        stay: dict[Any, bytes] = {}
-        for path, y in sorted(after.items(), reverse=True):
-            if y.identity is not None:
-                stay[y.identity] = path
-        for path in sorted(before.keys() - after.keys() - moved):
-            x = before[path]
-            yield _change((path, x), None, link_to=stay.get(x.identity) if x.identity else None)
+        identities = [
+            {path: node.identity if self.related else None for path, node in tree.items()}
+            for tree in (before, after)
+        ]
+        for pair in pairs(*identities):
+            x = None if pair.old is None else (pair.old, before[pair.old])
+            y = None if pair.new is None else (pair.new, after[pair.new])
+            what = self.what(x[1], y[1]) if x is not None and y is not None else []
+            if what or pair.renamed or x is None or y is None:
+                yield _change(x, y, what, pair)
 
     def what(self, x: Node, y: Node) -> list[str]:
         """Return what differs between two files."""
@@ -189,6 +173,22 @@ class Comparison:
         first = np.searchsorted(self.pages, offset // PAGE)
         return bool(first < len(self.pages) and self.pages[first] <= (offset + size - 1) // PAGE)
 
+    def fingerprint(self, side: int, key: int) -> str:
+        """Return what is equal for files of equal content."""
+        reader = self.readers[side]
+        content = reader.content(reader.entry(key))
+        found = Fingerprint(content.size)
+        done = 0
+        for start, end in self._ranges(content, content):
+            for at in range(max(start, done), end, _PART):
+                self.alive()
+                count = min(_PART, end - at)
+                if len(data := content.read(at, count)) != count:
+                    raise DamagedError("a file ends too early")
+                found.add(at, data)
+            done = max(done, end)
+        return str(found)
+
     def _ranges(self, x: Content, y: Content) -> list[tuple[int, int]]:
         """Return which bytes of two contents of one size must be compared; the others are zeros in both."""
         whole = [(0, x.size)]
@@ -218,18 +218,17 @@ def _lasting(node: Node) -> tuple[Any, ...]:
 def _change(
     before: tuple[bytes, Node] | None,
     after: tuple[bytes, Node] | None,
-    what: list[str] | None = None,
-    *,
-    renamed: bool = False,
-    link_to: bytes | None = None,
+    what: list[str],
+    pair: Pair | None = None,
 ) -> Words:
     sides = [None if side is None else (os.fsdecode(side[0]), side[1].to_json()) for side in (before, after)]
     return {
         "before": sides[0],
         "after": sides[1],
-        "what": what or [],
-        "renamed": renamed,
-        "link_to": None if link_to is None else os.fsdecode(link_to),
+        "what": what,
+        "renamed": pair is not None and pair.renamed,
+        "link_to": None if pair is None or pair.link_to is None else os.fsdecode(pair.link_to),
+        "moved_to": None if pair is None or pair.moved_to is None else os.fsdecode(pair.moved_to),
     }
 
 
@@ -271,20 +270,29 @@ class Worker:
                 # The libraries say everything in one line, call by call; the first says enough.
                 self.send({"error": str(error).split(". ")[0] or type(error).__name__})
 
-    def compare(self, question: Words, payload: bytes) -> tuple[Words, bytes]:
-        """Compare two states."""
+    def open(self, question: Words, payload: bytes) -> tuple[Words, bytes]:
+        """Open the states, one or two."""
         sources = [
             Mapped(Disk(Path(path)), [Segment(*words) for words in segments])
             for path, segments in question["sides"]
         ]
         self.readers = [READERS[question["kind"]](Volume(source)) for source in sources]
-        size = max(source.size for source in sources)
-        comparison = Comparison(self.readers, np.frombuffer(payload, "<i8"), size, self.alive)
-        changes = list(comparison.changes())
         notes = [reader.note for reader in self.readers if reader.note is not None][-1:]
+        return {"notes": notes, "label": self.readers[-1].label}, b""
+
+    def compare(self, question: Words, payload: bytes) -> tuple[Words, bytes]:
+        """Compare two states."""
+        comparison = Comparison(self.readers, np.frombuffer(payload, "<i8"), question["related"], self.alive)
+        changes = list(comparison.changes())
+        notes = []
         if any(comparison.nameless):
             notes.append(f"names that are no Unicode are not read ({max(comparison.nameless)})")
-        return {"changes": changes, "notes": notes, "label": self.readers[1].label}, b""
+        return {"changes": changes, "notes": notes}, b""
+
+    def fingerprint(self, question: Words, payload: bytes) -> tuple[Words, bytes]:
+        """Return what is equal for files of equal content."""
+        comparison = Comparison(self.readers, np.zeros(0, np.int64), False, self.alive)
+        return {"fingerprint": comparison.fingerprint(question["side"], question["key"])}, b""
 
     def attributes(self, question: Words, payload: bytes) -> tuple[Words, bytes]:
         """Return the extended attributes of a file."""
