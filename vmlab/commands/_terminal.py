@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmlab.errors import UsageError, VMLabError, WrongState
-from vmlab.guest.serial import SerialLog, linger, send_piece
+from vmlab.guest.serial import SerialLog, Typist
 from vmlab.render.results import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
-    from vmlab.hypervisor.domain import SerialStream
     from vmlab.machine import Machine
 
 #: The key that leaves: Ctrl-], as in ``virsh console`` and telnet.
@@ -65,7 +64,7 @@ def attach(machine: Machine, ui: UI) -> Note:
     ui.say(f"The serial line of {machine.name}; Ctrl-] leaves it.")
     log = SerialLog.of(domain)
     shown = max(0, log.position - BEFORE)
-    line = _Line(machine)
+    typist = Typist()
     typed, sent, leaving = b"", 0, False
     looked = alive = time.monotonic()
     end = f"{machine.name} is not running any more."
@@ -83,7 +82,10 @@ def attach(machine: Machine, ui: UI) -> Note:
                     before, leave, _ = new.partition(LEAVE)
                     typed += before
                     leaving = bool(leave) or not new
-                sent = line.send(typed)
+                try:
+                    sent = typist.type(domain, lambda: machine.open_serial(LOOK), typed)
+                except VMLabError:
+                    sent = 0  # not ours any more, or not there at the moment
                 typed = typed[sent:]
                 if leaving and not sent:
                     end = f"Left the serial line of {machine.name}."
@@ -96,55 +98,8 @@ def attach(machine: Machine, ui: UI) -> Note:
                     elif now - alive > REVERT:
                         break
     finally:
-        line.close()
+        typist.close()
     return Note(f"\n{end}", machine=machine.name)
-
-
-class _Line:
-    """The line itself, for typing only: what the guest writes is read from the log, which disturbs nobody.
-
-    It is opened when there is something to send, and again for the next QEMU after a revert, or when somebody else has
-    taken it.
-    """
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._domain = machine.domain
-        self._stream: SerialStream | None = None
-        self._pid: int | None = None
-        self._heard = False
-
-    def send(self, data: bytes) -> int:
-        """Send a piece and return how many bytes that was; 0 while the line cannot be had or the guest has no room."""
-        try:
-            if self._stream is not None:
-                # The echo; it is shown from the log.
-                self._heard = bool(self._stream.recv(1 << 16)) or self._heard
-                # Reverted; the stream may not have noticed yet, and would lose what it is given.
-                if self._stream.ended or self._domain.pid != self._pid:
-                    self._drop()
-            if not data:
-                return 0
-            if self._stream is None:
-                self._pid, self._heard = self._domain.pid, False
-                self._stream = self._machine.open_serial(LOOK)
-            return send_piece(self._stream, data)
-        except VMLabError:
-            # Not ours any more, or not there at the moment.
-            self._drop()
-            return 0
-
-    def close(self) -> None:
-        """Let go of the line when the guest has what was sent."""
-        if self._stream is not None:
-            with contextlib.suppress(VMLabError):
-                linger(self._stream, self._heard)
-        self._drop()
-
-    def _drop(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
 
 
 def _write(screen: int, data: bytes) -> None:

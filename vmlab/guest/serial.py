@@ -6,23 +6,26 @@ disturbs nobody who has the line open.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vmlab.errors import UsageError, WrongState
+from vmlab.errors import UsageError, VMLabError, WrongState
 from vmlab.guest import GuestDomain, SerialStream
 from vmlab.guest.wait import until
 
-__all__ = ["SerialLog", "linger", "read", "send", "send_piece", "strip_ansi", "wait_for"]
+__all__ = ["SerialLog", "Typist", "read", "send", "strip_ansi", "wait_for"]
 
 #: Bytes of the log that are looked at when lines are asked for from its end.
 TAIL = 1 << 16
-#: Bytes sent at once, what the queue of a 16550 port holds, and seconds between, see `send_piece`.
+#: Bytes sent at once, what the queue of a 16550 port holds, and seconds between: what comes faster, a guest loses.
 PIECE, PAUSE = 16, 0.01
 #: Seconds to keep the line open for the guest's echo.
 LINGER = 2.0
+#: Pieces of what the guest writes that are taken away before more is sent.
+DRAINED = 16
 
 # ECMA-48: control sequences (CSI ... final), strings (OSC, DCS, SOS, PM, APC ... ST or BEL), character sets, two-byte
 # escapes. A sequence that is cut off at the end of the text goes too.
@@ -189,15 +192,74 @@ def _never() -> re.Match[str]:
     raise AssertionError("until() returns only what is true")
 
 
-def send_piece(stream: SerialStream, data: bytes) -> int:
-    """Send the next few bytes as fast as a guest can take them, and return how many that were.
-
-    Whoever types on a serial line does it with this, again and again until all is sent: what comes faster, a guest
-    loses. It waits for `PAUSE` seconds, never for the guest: while that has no room (it is paused), the answer is 0.
-    """
+def _send_piece(stream: SerialStream, data: bytes) -> int:
+    # Waits for PAUSE, never for the guest: while that has no room (it is paused), the answer is 0.
     sent = stream.try_send(data[:PIECE])
     time.sleep(PAUSE)
     return sent
+
+
+class Typist:
+    """Somebody who types on a serial line now and then, and reads what comes from the log.
+
+    The line is opened when there is something to send, and again for the next QEMU after a revert, or when somebody
+    else has taken it. One thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._stream: SerialStream | None = None
+        self._pid: int | None = None
+        #: Whether an echo of what was sent has come.
+        self._heard = False
+
+    @property
+    def has_line(self) -> bool:
+        """Whether the line is open."""
+        return self._stream is not None
+
+    def type(self, domain: GuestDomain, open_serial: Callable[[], SerialStream], data: bytes) -> int:
+        """Send the next few bytes as fast as a guest can take them, and return how many that were.
+
+        It is called again and again, with nothing to send as well: what the guest writes has to be taken away. It
+        never waits for the guest: while that has no room (it is paused), the answer is 0.
+
+        Raises
+        ------
+        VMLabError
+            The line was taken by somebody else, cannot be had now, or its QEMU is gone. The next call tries again.
+        """
+        try:
+            if self._stream is not None:
+                for _ in range(DRAINED):
+                    if not self._stream.recv(1 << 16):
+                        break
+                    self._heard = True
+                # Reverted: another QEMU, another line. The stream learns of it somewhat later, and would take what is
+                # typed meanwhile and lose it.
+                if self._stream.ended or domain.pid != self._pid:
+                    self._drop()
+            if not data:
+                return 0
+            if self._stream is None:
+                self._pid = domain.pid
+                self._stream = open_serial()
+            self._heard = False
+            return _send_piece(self._stream, data)
+        except BaseException:
+            self._drop()
+            raise
+
+    def close(self) -> None:
+        """Let go of the line when the guest has what was sent."""
+        if self._stream is not None:
+            with contextlib.suppress(VMLabError):
+                _linger(self._stream, self._heard)
+        self._drop()
+
+    def _drop(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
 
 def send(
@@ -227,9 +289,9 @@ def send(
     try:
         heard = False
         while data and not stream.ended:
-            data = data[send_piece(stream, data) :]
+            data = data[_send_piece(stream, data) :]
             heard = bool(stream.recv(4096)) or heard
-        heard = linger(stream, heard)
+        heard = _linger(stream, heard)
         # Without an echo nobody knows what has arrived; with one, the text itself may have ended the guest.
         if stream.ended and (data or not heard):
             raise WrongState(
@@ -240,7 +302,7 @@ def send(
         stream.close()
 
 
-def linger(stream: SerialStream, heard: bool) -> bool:
+def _linger(stream: SerialStream, heard: bool) -> bool:
     """Wait until the echo of what was sent has passed, before a line is closed; return whether anything was heard.
 
     QEMU looks only once a second whether somebody has opened its terminal, and what was sent is lost with a close

@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING
 
 from asyncinotify import Inotify, Mask
 
-from vmlab.errors import HypervisorError, VMLabError
-from vmlab.guest.serial import send_piece
+from vmlab.errors import HypervisorError, VMLabError, WrongState
+from vmlab.guest.serial import Typist
 from vmlab.hypervisor.console import GONE, NO_LIBVIRT, NOT_RUNNING, lives
 from vmlab.server.service import Service
 from vmlab.server.sockets import MachineSocket
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
-
     from vmlab.hypervisor.domain import SerialStream
     from vmlab.lab import Lab
 
@@ -40,73 +38,6 @@ DRAIN = 0.05
 #: Seconds for which the line is tried, between two tries, and that one waits for whoever works on the machine: during
 #: a revert it is not there, or not yet ours to open.
 PATIENCE, AGAIN, OPENING = 3.0, 0.1, 1.0
-
-
-class Typist:
-    """The line of one machine as something to type on: what blocks, in threads.
-
-    Parameters
-    ----------
-    name
-        The machine.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._stream: SerialStream | None = None
-        self._pid: int | None = None
-        self._left = False
-
-    @property
-    def has_line(self) -> bool:
-        """Whether the line is open."""
-        return self._stream is not None
-
-    def type(self, lab: Lab, data: bytes) -> int:
-        """Send the next bytes, and return how many; take away what has come.
-
-        Raises
-        ------
-        VMLabError
-            The line was taken over by somebody else, cannot be had now, or its QEMU is gone.
-        """
-        with self._lock:
-            try:
-                return self._type(lab, data)
-            except BaseException:
-                self._close()
-                raise
-
-    def _type(self, lab: Lab, data: bytes) -> int:
-        while not self._left and self._stream is not None and self._stream.recv(4096):
-            pass
-        machine = lab.machine(self._name)
-        pid = machine._domain().pid
-        # Reverted: another QEMU, another line. The stream learns of it somewhat later, and would take what is typed
-        # meanwhile and lose it.
-        if self._stream is not None and (self._stream.ended or pid != self._pid):
-            self._close()
-        if not data:
-            return 0
-        if self._stream is None:
-            self._stream, self._pid = machine.open_serial(timeout=OPENING), pid
-        # The last page may have gone meanwhile.
-        return 0 if self._left else send_piece(self._stream, data)
-
-    def leave(self, pool: ThreadPoolExecutor) -> None:
-        """Type no more, and let go of the line in a thread as soon as it is not in use; blocks nobody."""
-        self._left = True
-        pool.submit(self._leave)
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._close()
-
-    def _close(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.close()
 
 
 class SerialLine:
@@ -125,7 +56,9 @@ class SerialLine:
         self._service = service
         self.viewers: set[SerialSocket] = set()
         self._grown = asyncio.Event()
-        self._typist = Typist(name)
+        # What blocks is done in threads, by one at a time.
+        self._typist, self._typing = Typist(), threading.Lock()
+        self._left = False
         self._typed: asyncio.Queue[bytes] = asyncio.Queue()
         self._waiting = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,7 +78,8 @@ class SerialLine:
             for task in self._tasks:
                 task.cancel()
             self._tasks = []
-            self._typist.leave(self._service.typists)
+            self._left = True
+            self._service.typists.submit(self._close)
             if self._service.serial_lines.get(self.name) is self:
                 del self._service.serial_lines[self.name]
 
@@ -188,7 +122,7 @@ class SerialLine:
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                sent = await self._service.type(partial(self._typist.type, data=data))
+                sent = await self._service.type(partial(self._type, data=data))
             except VMLabError:
                 if not data or time.monotonic() > end:
                     return
@@ -200,6 +134,24 @@ class SerialLine:
                 return
             if not sent:
                 await asyncio.sleep(DRAIN)
+
+    def _type(self, lab: Lab, data: bytes) -> int:
+        machine = lab.machine(self.name)
+
+        def opened() -> SerialStream:
+            stream = machine.open_serial(timeout=OPENING)
+            if self._left:
+                # The last page has gone meanwhile.
+                stream.close()
+                raise WrongState(f"Nobody types on the serial line of {self.name} any more.")
+            return stream
+
+        with self._typing:
+            return self._typist.type(machine._domain(), opened, b"" if self._left else data)
+
+    def _close(self) -> None:
+        with self._typing:
+            self._typist.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
