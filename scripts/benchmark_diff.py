@@ -385,7 +385,7 @@ def measure(lab: Lab, machine: Machine, figures: Figures, rounds: int, with_insi
         figures.time(GUIDED, partial(compare_files, sides[0], sides[1]))
         ours, dissect = list(WALKS)[:2]
         figures.time(ours, partial(full_walk, walk, sides[0], sides[1]))
-        if importlib.util.find_spec("dissect") and importlib.util.find_spec("dissect.extfs"):
+        if all(importlib.util.find_spec(name) for name in ("dissect", "dissect.extfs", "dissect.hypervisor")):
             figures.time(dissect, partial(full_walk, dissect_walk, sides[0], sides[1]))
         if with_inside:
             with clean.diff(work) as diff:
