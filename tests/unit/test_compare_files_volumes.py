@@ -388,6 +388,17 @@ def test_numbers_of_images_that_were_made_apart_mean_nothing(folder: Path) -> No
     assert not found.of("renamed")
 
 
+def test_without_a_common_layer_nothing_in_a_moved_directory_is_left_out(folder: Path) -> None:
+    top = tree(folder / "tree", d__x="", d__e__y="")
+    image = make_image(folder / "image", "ext4", "8M", top)
+    after = copy(image, "after")
+    debugfs(after, "ln /d /n", "unlink /d")
+    found = compare_files([image], [after])
+    inside = ("", "/x", "/e", "/e/y")
+    assert {e.path for e in found.of("removed")} == {f"/d{name}" for name in inside}
+    assert {e.path for e in found.of("added")} == {f"/n{name}" for name in inside}
+
+
 def test_names_that_go_together() -> None:
     before = {b"/": 2, b"/d": 3, b"/d/x": 4, b"/d/y": 5, b"/a": 6, b"/b": 6, b"/c": 6, b"/none": None}
     after = {b"/": 2, b"/e": 3, b"/e/x": 4, b"/e/z": 5, b"/n/b": 6, b"/c": 6, b"/m": 6, b"/new": None}

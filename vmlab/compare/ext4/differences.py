@@ -236,16 +236,23 @@ class _Comparison(_TreeWalk):
     def _below_replaced(
         self, before: dict[int, Inode], after: dict[int, Inode], links_a: Links, links_b: Links
     ) -> set[int]:
-        """Return what lies in directories whose path leads to something else now.
+        """Return what lies in directories whose path leads to something else now, as far as that matters.
 
         What is in a directory that was moved keeps its inode and its entry. Where the directory has a name that was
-        there before, too, its contents must be compared with what was there.
+        there before, too, its contents must be compared with what was there; and where nobody can tell that it was
+        moved, they are gone from the one path and new at the other.
         """
         found: set[int] = set()
         for path in links_a.keys() & links_b.keys():
             x, y = before[links_a[path][0]], after[links_b[path][0]]
             if x.identity != y.identity:
                 found |= _below(self.a, x) | _below(self.b, y)
+        if not self.related:
+            for path in links_a.keys() ^ links_b.keys():
+                if path in links_a:
+                    found |= _below(self.a, before[links_a[path][0]])
+                else:
+                    found |= _below(self.b, after[links_b[path][0]])
         return found
 
     def _renamed_entries(self, before: dict[int, Inode], after: dict[int, Inode]) -> set[int]:
