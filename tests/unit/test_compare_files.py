@@ -10,6 +10,7 @@ import pytest
 from disk_images import (
     FLAVOURS,
     Disorder,
+    Truth,
     can_mount,
     check,
     make_image,
@@ -32,6 +33,14 @@ def flush(folder: Path) -> None:
     tool("sync", "-f", folder)
 
 
+def on_disk(disk: Path) -> Truth:
+    """Return what the kernel finds on a disk."""
+    copy = disk.with_name("copy")
+    shutil.copyfile(disk, copy)
+    with mounted(copy, disk.with_name("mounted")) as top:
+        return truth(top)
+
+
 #: Rounds for each kind of file system; `VMLAB_ROUNDS=50` for a long run.
 ROUNDS = int(os.environ.get("VMLAB_ROUNDS", "4"))
 
@@ -48,15 +57,16 @@ def test_random_changes_by_the_kernel(
         folder = Path(name)
         image = make_image(folder / "image", flavour)
         with mounted(image, folder / "mounted") as top:
+            # Copies of a mounted disk: what the journal holds is not in its place yet.
             Disorder(top, seed).happen(first)
             flush(top)
-            before = truth(top)
-            # Copies of a mounted disk: what the journal holds is not in its place yet.
             shutil.copyfile(image, folder / "before")
             Disorder(top, seed + 1).happen(second)
             flush(top)
-            after = truth(top)
             shutil.copyfile(image, folder / "after")
+        # Not what the mounted one showed: seed 50 of `inline`, after 48 and 38 changes, ends a file in 80 bytes that
+        # are zero in the page cache of Linux 6.18 and others on the disk, even after a sync.
+        before, after = (on_disk(folder / name) for name in ("before", "after"))
         disk = folder / "after"
         if layered:
             disk = overlay(folder / "before", disk, folder / "layer")
