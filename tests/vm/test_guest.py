@@ -221,9 +221,11 @@ def test_a_machine_killed_under_a_command_is_told(tiny: Machine) -> None:
 
 def test_a_machine_reverted_under_a_command_is_told(tiny: Machine) -> None:
     snapshot = tiny.snapshot("before")
-    threading.Timer(1.5, lambda: tiny.revert(snapshot)).start()
+    revert = threading.Thread(target=tiny.revert, args=(snapshot,))
     with pytest.raises((AgentError, WrongState)) as caught:
-        tiny.execute("echo begin; sleep 100", timeout=60)
+        # When the command has said something, it runs.
+        tiny.execute("echo begin; sleep 100", timeout=60, on_output=lambda *_: revert.start())
+    revert.join()
     assert "while" in str(caught.value)
     tiny.wait_for_agent(60)
     assert tiny.execute("echo again").stdout == "again\n"
