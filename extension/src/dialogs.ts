@@ -26,8 +26,20 @@ export async function askTexts(title: string, fields: IField[], okLabel: string)
     buttons: [Dialog.cancelButton(), Dialog.okButton({ label: okLabel })],
     focusNodeSelector: 'input'
   });
+  // A context menu lets go of the focus before its command runs, so the dialog had nothing to give it back to.
+  if (document.activeElement === document.body && held?.isConnected) {
+    held.focus();
+  }
   return result.button.accept ? result.value : null;
 }
+
+/** What had the focus last, besides menus and dialogs. */
+let held: HTMLElement | null = null;
+document.addEventListener('focusin', ({ target }) => {
+  if (target instanceof HTMLElement && !target.closest('.lm-Menu, .jp-Dialog')) {
+    held = target;
+  }
+});
 
 class TextsForm extends Widget implements Dialog.IBodyWidget<string[]> {
   constructor(fields: IField[]) {
