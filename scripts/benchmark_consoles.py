@@ -33,8 +33,8 @@ from vmlab.lab import Lab
 from vmlab.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "browser"))
-import jupyter_page  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))
+from help import jupyter_page  # noqa: E402
 
 XK_LEFT, XK_RIGHT, XK_SPACE = 0xFF51, 0xFF53, 0x20
 RAW = 0

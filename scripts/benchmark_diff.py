@@ -33,19 +33,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vmlab import throwaway
 from vmlab.compare.blocks import Disk
 from vmlab.compare.ext4 import Ext4
 from vmlab.compare.files import FilesDiff, compare_files
 from vmlab.compare.partitions import partitions
 from vmlab.compare.ram import compare_ram
-from vmlab.diff import Diff, Side
 from vmlab.engine import mapped_ram
 from vmlab.guest import agent, transfer
 from vmlab.hypervisor.domain import versions
 from vmlab.lab import Lab
-from vmlab.machine import Machine
-from vmlab.snapshot import Snapshot
+from vmlab.machine import Machine, Snapshot
+from vmlab.machines.throwaway import fork
+from vmlab.study.diff import Diff
+from vmlab.study.disks import flushed_disks
+from vmlab.study.side import Side
+from vmlab.study.which import Place
 
 MIB = 1 << 20
 PACKAGE_FILES, PACKAGE_FOLDERS, EDITED = 120, 12, 10
@@ -153,7 +155,7 @@ def package(folder: Path) -> Path:
 
 def listed(lab: Lab, snapshot: Snapshot) -> dict[str, tuple[str, ...]]:
     """Return what find and sha256sum say in a fork of a snapshot: type, metadata, link and hash by path."""
-    with throwaway.fork(lab, snapshot._record, "list its files") as (_, domain):
+    with fork(lab.store, snapshot._record, "list its files") as (_, domain):
         agent.script(domain, f"#!/bin/sh\nset -e\n{LIST}", timeout=600).check()
         parts = [
             gunzip(transfer.read_bytes(domain, f"/run/bench.{name}"))
@@ -330,7 +332,7 @@ def memcmp_rounds(
     """
     assert before.state.ram is not None
     states = [replace(side.state, snapshot="", origins=()) for side in (before, after)]
-    with tempfile.TemporaryDirectory(dir=before.snapshot._lab.home / "cache") as name:
+    with tempfile.TemporaryDirectory(dir=before._store.home / "cache") as name:
         copy = Path(name) / "ram"
         subprocess.run(["cp", "--sparse=always", before.state.ram, copy], check=True)
         ways: dict[str, Callable[[], int]] = {
@@ -380,8 +382,10 @@ def measure(lab: Lab, machine: Machine, figures: Figures, rounds: int, with_insi
         for layer in ("disk", "ram", "screen"):
             figures.time(layer, partial(diff.part, layer))
         figures.time("devices and registers", partial(both_small, diff))
-        figures.time("the present, caught", lambda: Side(lab, machine)).snapshot.close()
-        sides = [throwaway.flushed_disks(lab, snapshot._record).paths for snapshot in (clean, work)]
+        figures.time(
+            "the present, caught", lambda: Side(lab.store, Place(machine=machine.name))
+        ).present.close()
+        sides = [flushed_disks(lab.store, snapshot._record).paths for snapshot in (clean, work)]
         figures.time(GUIDED, partial(compare_files, sides[0], sides[1]))
         ours, dissect = list(WALKS)[:2]
         figures.time(ours, partial(full_walk, walk, sides[0], sides[1]))
@@ -392,7 +396,9 @@ def measure(lab: Lab, machine: Machine, figures: Figures, rounds: int, with_insi
                 figures.time("inside", partial(diff.part, "inside"))
     forget(lab, clean, work)
     figures.add("most memory", alone(machine.name, clean, work)["peak"])
-    memcmp_rounds(figures.add, Side(lab, clean), Side(lab, work), rounds, "ram")
+    memcmp_rounds(
+        figures.add, Side(lab.store, Place(clean.id)), Side(lab.store, Place(work.id)), rounds, "ram"
+    )
     with tempfile.TemporaryDirectory() as folder:
         took = virt_diff(sides[0][0], sides[1][0], Path(folder))
         if took is not None:

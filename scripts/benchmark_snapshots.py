@@ -24,20 +24,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmark_floor import Floor
 from rich.console import Console
 from rich.table import Table
 
-from vmlab.engine.load import memory_taken
 from vmlab.errors import VMLabError
 from vmlab.hypervisor import domain_xml
 from vmlab.hypervisor.domain import Domain, Event, versions
+from vmlab.hypervisor.host import memory_taken
 from vmlab.lab import Lab
-from vmlab.machine import Machine
+from vmlab.machine import Machine, Snapshot
+from vmlab.machines.identity import settle
 from vmlab.store.store import allocated
 
 T = TypeVar("T")
 MIB = 1 << 20
-FORKS = 8
+FORKS, MORE_FORKS = 8, 16
 
 #: virsh's ways to keep a state: what they are called here, and the options.
 TAKE = {
@@ -64,9 +66,16 @@ ROWS: list[tuple[str, str, str, str, str]] = [
     ("create from the ready state", "create", "start (boot)", "boot", "ms"),
     ("fork x1", "fork 1", "start (boot)", "boot", "ms"),
     (f"fork x{FORKS}, all of them", f"fork {FORKS}", "", "", "ms"),
+    (f"fork x{MORE_FORKS}, all of them", f"fork {MORE_FORKS}", "", "", "ms"),
+    ("fork x1 beside others (--beside)", "fork 1 beside", "", "", "ms"),
+    ("first snapshot of a fresh fork", "first snapshot", "external --live", "external --live total", "ms"),
     (f"memory of one of {FORKS} forks (PSS)", "fork pss", "a booted guest", "booted pss", "MiB"),
     (f"memory of one of {FORKS} forks (private, changed)", "fork private", "a booted guest", "booted private", "MiB"),
 ]  # fmt: skip
+
+
+#: What is the floor of a figure: the same QEMU, started by hand (``benchmark_floor``).
+FLOORS = {name: f"raw {name}" for name in ("fork 1", f"fork {FORKS}", f"fork {MORE_FORKS}", "fork 1 beside")}
 
 
 def say(text: str) -> None:
@@ -155,7 +164,7 @@ class Virsh:
 
     def disk_files(self) -> list[Path]:
         """Return the files that its disks write to now."""
-        return list(domain_xml.disk_files(self.domain.xml()).values())
+        return [files[0] for files in domain_xml.disk_chains(self.domain.xml()).values()]
 
     def watched(self, act: Callable[[], Any]) -> tuple[float, float | None]:
         """Return how long something took, and for how long the guest stood still in it; both in milliseconds."""
@@ -185,15 +194,11 @@ class Virsh:
 class Bench:
     """One guest size: both guests, and the figures that were measured."""
 
-    def __init__(self, lab: Lab, image: str, memory: int, fill: int, rounds: int, boots: int) -> None:
-        self.lab, self.image, self.memory, self.fill, self.rounds, self.boots = (
-            lab,
-            image,
-            memory,
-            fill,
-            rounds,
-            boots,
-        )
+    def __init__(
+        self, lab: Lab, image: str, memory: int, fill: int, rounds: int, boots: int, beside: int
+    ) -> None:
+        self.lab, self.image, self.memory, self.fill = lab, image, memory, fill
+        self.rounds, self.boots, self.beside = rounds, boots, beside
         self.figures: dict[str, list[float]] = defaultdict(list)
         self.failures: dict[str, str] = {}
         self.label = f"{image} {memory} MiB" + (f", {fill} MiB filled" if fill else "")
@@ -369,27 +374,49 @@ class Bench:
     # -- forks and creates -----------------------------------------------------------------------------------
 
     def forks(self, machine: Machine) -> None:
+        """Fork, each time beside as many raw QEMUs that take up the same snapshot."""
         snapshot = machine.snapshot()
-        for number in range(self.rounds):
-            say(f"{self.label}: forks, round {number + 1} of {self.rounds}")
-            for count in (1, FORKS):
+        (like,) = machine.fork(count=1, snapshot=snapshot, force=True)
+        try:
+            like.succeed("true")
+            floor = Floor(self.lab, like, snapshot)
+        finally:
+            _gone(like)
+        with contextlib.closing(floor):
+            for number in range(self.rounds):
+                say(f"{self.label}: forks, round {number + 1} of {self.rounds}")
+                for count in (1, FORKS, MORE_FORKS):
+                    self.fork(machine, snapshot, floor, count, f"fork {count}")
+            if self.beside:
+                say(f"{self.label}: forks beside {self.beside} others")
                 with contextlib.ExitStack() as stack:
-                    took, made = timed(
-                        lambda c=count: machine.fork(count=c, snapshot=snapshot, force=True)  # type: ignore[misc]
-                    )
-                    for fork in made:
-                        stack.callback(_gone, fork)
-                    self.add(f"fork {count}", took)
-                    if count == 1:
-                        continue
-                    for fork in made:
-                        # Each has got its own name and done something.
-                        fork.succeed("true")
-                    pids = [fork.domain.pid for fork in made]
-                    self.add(
-                        "fork pss", statistics.mean(memory_taken(pid)["pss"] for pid in pids if pid) / MIB
-                    )
-                    self.add("fork private", statistics.mean(dirty(pid) for pid in pids) / MIB)
+                    for other in machine.fork(count=self.beside, snapshot=snapshot, force=True):
+                        stack.callback(_gone, other)
+                        settle(other.name)
+                    for _ in range(self.rounds):
+                        self.fork(machine, snapshot, floor, 1, "fork 1 beside")
+
+    def fork(self, machine: Machine, snapshot: Snapshot, floor: Floor, count: int, name: str) -> None:
+        """Fork once, and once by hand."""
+        raw = floor.prepare(count)
+        took, _ = timed(lambda: floor.start(raw))
+        floor.end()
+        self.add(f"raw {name}", took)
+        with contextlib.ExitStack() as stack:
+            took, made = timed(lambda: machine.fork(count=count, snapshot=snapshot, force=True))
+            for fork in made:
+                stack.callback(_gone, fork)
+            self.add(name, took)
+            if name == "fork 1":
+                took, _ = timed(made[0].snapshot)
+                self.add("first snapshot", took)
+            for fork in made:
+                # Each has got its own name and done something.
+                fork.succeed("true")
+            if count == FORKS:
+                pids = [fork.domain.pid for fork in made]
+                self.add("fork pss", statistics.mean(memory_taken(pid)["pss"] for pid in pids if pid) / MIB)
+                self.add("fork private", statistics.mean(dirty(pid) for pid in pids) / MIB)
 
     def creates(self) -> None:
         say(f"{self.label}: creating from the ready state, booting once if there is none")
@@ -404,7 +431,7 @@ class Bench:
                 if number:
                     self.add("create", took)
                     self.answers("create", machine._domain(), started)
-                machine._settle_identity()
+                settle(machine.name)
             finally:
                 machine.delete()
 
@@ -428,10 +455,12 @@ def _gone(machine: Machine) -> None:
 def show(results: list[dict[str, Any]], about: dict[str, Any], console: Console) -> None:
     """Print one table of all medians."""
     table = Table(
-        title="vmlab beside virsh: medians", caption=", ".join(f"{k} {v}" for k, v in about.items())
+        title="vmlab beside virsh, and its floor: medians",
+        caption=", ".join(f"{k} {v}" for k, v in about.items()),
     )
     for column, side in (("guest", "left"), ("what", "left"), ("vmlab", "right"), ("virsh", "right"),
-                         ("virsh's way", "left"), ("x better", "right")):  # fmt: skip
+                         ("virsh's way", "left"), ("x better", "right"),
+                         ("raw QEMU", "right"), ("x raw", "right")):  # fmt: skip
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for result in results:
         medians = result["medians"]
@@ -446,7 +475,9 @@ def show(results: list[dict[str, Any]], about: dict[str, Any], console: Console)
             if other is None and theirs and way.split(",")[-1].strip() in result["virsh_cannot"]:
                 said = "fails"
             ratio = f"{other / mine:.1f}" if other and mine else ""
-            table.add_row(guest, what, f"{mine:.0f} {unit}", said, way, ratio)
+            raw = medians.get(FLOORS.get(ours, ""))
+            floor = (f"{raw:.0f} {unit}", f"{mine / raw:.2f}") if raw else ("", "")
+            table.add_row(guest, what, f"{mine:.0f} {unit}", said, way, ratio, *floor)
             guest = ""
         table.add_section()
     console.print(table)
@@ -475,7 +506,14 @@ def main() -> int:
     parser.add_argument("-n", "--rounds", type=int, help="how often each thing is measured (default 5)")
     parser.add_argument("--boots", type=int, help="how often both are booted (default 1)")
     parser.add_argument(
-        "--quick", action="store_true", help="on the tiny guest, with 96 and 512 MiB: a minute or two"
+        "--beside",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also fork while so many other forks run (default 0)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="on the tiny guest, with 128 and 512 MiB: a minute or two"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     args = parser.parse_args()
@@ -499,7 +537,8 @@ def main() -> int:
     results = []
     try:
         for image, memory, fill in guests:
-            bench = Bench(lab, image, memory, fill, about["rounds"], args.boots or 1)  # type: ignore[arg-type]
+            rounds = int(str(about["rounds"]))
+            bench = Bench(lab, image, memory, fill, rounds, args.boots or 1, args.beside)
             try:
                 bench.run()
             finally:

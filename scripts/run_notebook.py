@@ -9,6 +9,7 @@ where. The notebook's file is not changed.
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 #: Seconds for one cell. The first one may build guests.
 CELL_TIMEOUT = 1200
@@ -43,24 +45,27 @@ def main(notebook: Path, out: Path) -> int:
         if cell_index in started:
             print(f"({time.monotonic() - started[cell_index]:.1f} s)", flush=True)
 
-    client = NotebookClient(
-        nb,
-        timeout=CELL_TIMEOUT,
-        # This environment's Python, not a kernel of the same name that is registered elsewhere.
-        kernel_name="python3",
-        resources={"metadata": {"path": str(notebook.parent)}},
-        store_widget_state=False,
-        # The kernel warns that it listens on a loopback port, which is how Jupyter's kernels always talk (signed).
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        on_cell_execute=before,
-        on_cell_executed=after,
-    )
     status = 0
-    try:
-        client.execute()
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        print(f"\nA cell failed:\n{error}", file=sys.stderr)
-        status = 1
+    with tempfile.TemporaryDirectory(prefix="vmlab-kernel-") as folder:
+        # Not over ports of the loopback, where every account of the host could listen. Sockets lie beside this file;
+        # without it they lie in the working folder, which is not the same for the kernel and for us.
+        channels = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        client = NotebookClient(
+            nb,
+            timeout=CELL_TIMEOUT,
+            # This environment's Python, not a kernel of the same name that is registered elsewhere.
+            kernel_name="python3",
+            resources={"metadata": {"path": str(notebook.parent)}},
+            store_widget_state=False,
+            config=Config({"KernelManager": channels}),
+            on_cell_execute=before,
+            on_cell_executed=after,
+        )
+        try:
+            client.execute()
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            print(f"\nA cell failed:\n{error}", file=sys.stderr)
+            status = 1
     exporter = HTMLExporter(embed_images=True)
     # Whole in one file: without the script libraries that the template would fetch from elsewhere.
     exporter.require_js_url = exporter.mathjax_url = ""

@@ -11,7 +11,7 @@ SERVICE_ACCOUNT=vmlab
 SERVICE_HOME=/var/lib/vmlab
 
 # Debian packages, with the oldest version that will do (empty: any). The versions that vmlab itself insists on are in
-# vmlab/doctor.py; these are Debian's spelling of them.
+# vmlab/host/doctor.py; these are Debian's spelling of them.
 PACKAGES=(
     "qemu-system-x86 1:9.0"          # mapped-ram snapshots
     "qemu-utils 1:9.0"

@@ -25,9 +25,9 @@ from vmlab.hypervisor import domain
 from vmlab.lab import Lab
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "browser"))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from jupyter_page import Console, Notebook, browser_page, server, write_notebook  # noqa: E402
+from help.jupyter_page import Console, Notebook, browser_page, server, write_notebook  # noqa: E402
 
 #: The most bytes of a picture: they are part of every clone.
 LIMIT = 300_000

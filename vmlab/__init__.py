@@ -1,43 +1,50 @@
 """vmlab: whole computers as notebook variables.
 
 >>> import vmlab
->>> lab = vmlab.Lab()  # doctest: +SKIP
->>> web = lab.create("web", "tiny")  # doctest: +SKIP
+>>> lab = vmlab.Lab()
+>>> web = lab.create("web", "tiny")
 
 In a notebook, ``%load_ext vmlab`` gives ``%vm`` and ``%%vm``; on the command line there is ``vmlab``.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vmlab.render import console as _console
+from vmlab.render import shown as _shown
+from vmlab.render import surface as _surface
 
 if TYPE_CHECKING:
-    from vmlab.diff import Diff
     from vmlab.guest.agent import CommandResult
     from vmlab.guest.screen import Screenshot
+    from vmlab.host.limits import Limits
     from vmlab.image import Image
-    from vmlab.lab import Lab, Limits
-    from vmlab.machine import Machine, Usage
-    from vmlab.snapshot import Snapshot
-    from vmlab.timeline import Timeline
+    from vmlab.lab import Lab
+    from vmlab.machine import Machine, Snapshot
+    from vmlab.machines.usage import Usage
+    from vmlab.study.diff import Diff
+    from vmlab.study.timeline import Timeline
+
+# Who wants to hear what threads and clean-up have to say sets handlers of their own; nobody else is told.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 
 # Loaded when first used: Jupyter imports this package only to ask what it offers, and must not pay for libvirt.
 _WHERE = {
     "CommandResult": "vmlab.guest.agent",
-    "Diff": "vmlab.diff",
+    "Diff": "vmlab.study.diff",
     "Image": "vmlab.image",
     "Lab": "vmlab.lab",
-    "Limits": "vmlab.lab",
+    "Limits": "vmlab.host.limits",
     "Machine": "vmlab.machine",
     "Screenshot": "vmlab.guest.screen",
-    "Snapshot": "vmlab.snapshot",
-    "Timeline": "vmlab.timeline",
-    "Usage": "vmlab.machine",
+    "Snapshot": "vmlab.machine",
+    "Timeline": "vmlab.study.timeline",
+    "Usage": "vmlab.machines.usage",
     "errors": "vmlab.errors",
 }
 
@@ -65,14 +72,21 @@ def __getattr__(name: str) -> Any:
     return module if name == "errors" else getattr(module, name)
 
 
-def _show_consoles(machines: list[Machine], kind: _console.Kind, options: dict[str, Any]) -> Any:
+def _draw(thing: Any) -> Any:
+    from vmlab.views import dispatch
+
+    return dispatch.as_view(thing)
+
+
+def _show_consoles(machines: Sequence[Machine], kind: _surface.Kind, options: dict[str, Any]) -> Any:
     # Whoever calls Machine.console() may never have loaded %vm; ipywidgets is imported only in a notebook.
     from vmlab import notebook
 
     return notebook.consoles(machines, kind, options)
 
 
-_console.surface = _show_consoles
+_shown.draw = _draw
+_surface.surface = _show_consoles
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -2,13 +2,15 @@
 """The command line: ``vmlab VERB ...``.
 
 Exit status: 0; 1 something failed; 2 the words make no sense; 130 interrupted; ``exec`` and ``script`` end
-with the status that the guest's command had. ``VMLAB_DEBUG=1`` shows tracebacks.
+with the status that the guest's command had. ``VMLAB_DEBUG=1`` shows tracebacks, and what threads and
+clean-up have to say.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import traceback
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmlab import commands
+from vmlab import commands, language
 from vmlab.commands import HelpAsked, Parser, Verb
 from vmlab.commands.ui import TerminalUI
 from vmlab.errors import CommandFailed, UsageError, VMLabError
@@ -35,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(_whole_parser())
+    if os.environ.get("VMLAB_DEBUG"):
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.getLogger("vmlab").setLevel(logging.DEBUG)
     try:
-        return _main(words)
+        with language.spoken("shell"):
+            return _main(words)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
@@ -115,16 +121,22 @@ def _status(result: Any) -> int:
 
 
 def _show(result: Any, as_json: bool) -> None:
-    from vmlab import render
+    from vmlab.render.view import View, wants_colour
 
+    if not as_json and (result is None or getattr(result, "silent", False)):
+        return
+    if isinstance(result, View):
+        shown = result.to_json() if as_json else result.text(colour=wants_colour(sys.stdout))
+    else:
+        from vmlab.views import dispatch
+
+        shown = (
+            dispatch.to_json(result) if as_json else dispatch.text(result, colour=wants_colour(sys.stdout))
+        )
     if as_json:
-        print(json.dumps(render.to_json(result), indent=2, ensure_ascii=False, default=str))
-    elif result is not None and not getattr(result, "silent", False):
-        from vmlab.render.view import wants_colour
-
-        text = render.text(result, colour=wants_colour(sys.stdout))
-        if text:
-            print(text)
+        print(json.dumps(shown, indent=2, ensure_ascii=False, default=str))
+    elif shown:
+        print(shown)
 
 
 def _complain(error: VMLabError, *, as_json: bool) -> None:
@@ -133,8 +145,7 @@ def _complain(error: VMLabError, *, as_json: bool) -> None:
     if os.environ.get("VMLAB_DEBUG"):
         traceback.print_exception(error)
         return
-    # Errors name verbs as a notebook says them; here they are commands.
-    first, *rest = (line.replace("%vm ", PREFIX) for line in error.lines())
+    first, *rest = error.lines()
     print("\n".join([f"vmlab: {first}", *rest]), file=sys.stderr)
 
 

@@ -15,13 +15,16 @@ full traceback stays reachable through ``__cause__`` and ``__traceback__``.
     ├── WrongState            the machine is off, paused, crashed ... for what was asked
     ├── NoSpace               not enough disk
     ├── NoMemory              not enough RAM for one more guest
+    ├── RecordDamaged         what the store keeps of a machine, a layer ... cannot be read
     ├── SnapshotDamaged       a file of a snapshot is missing, truncated or altered
     ├── SnapshotIncompatible  this QEMU or CPU cannot continue that snapshot
     ├── DiskUnreadable        a disk, or a file system on it, is damaged or of a kind that vmlab cannot read
     ├── ImageMissing          an image is gone or was never built
     ├── BuildFailed           an image could not be built or imported
     ├── AgentError            the guest agent refused or failed
-    │   └── AgentTimeout      the guest agent did not answer
+    │   ├── AgentTimeout      the guest agent did not answer
+    │   └── Overtaken         the machine was rebooted, reverted, stopped ... under what was being done in it
+    ├── OutputTooLarge        a command in the guest wrote more than is kept, and all of it was asked for
     ├── CommandFailed         a command in the guest ended with another status than expected
     ├── WaitTimeout           something waited for did not happen in time
     ├── GuestPanicked         the guest's kernel panicked
@@ -36,6 +39,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vmlab.language import told
+
 #: Lines of evidence shown for one item, and errors shown of many.
 SHOWN_LINES = 12
 SHOWN_ERRORS = 4
@@ -49,10 +54,19 @@ class VMLabError(Exception):
     message
         One plain sentence: what happened.
     hint
-        The next thing to try.
+        The next thing to try, as :mod:`vmlab.language` says: what is to be typed stands between backticks.
     evidence
         Named facts, shown below the message: numbers, exit status, output.
+
+    Attributes
+    ----------
+    screen
+        What the guest's screen showed (:class:`vmlab.Screenshot`), where that says something.
     """
+
+    screen: Any = None
+    #: Whether it is about what was asked with a verb, in ``%vm`` or on the command line.
+    by_verb = False
 
     def __init__(self, message: str, *, hint: str | None = None, **evidence: Any) -> None:
         super().__init__(message)
@@ -60,12 +74,17 @@ class VMLabError(Exception):
         self.hint = hint
         self.evidence: dict[str, Any] = {k: v for k, v in evidence.items() if v not in (None, "")}
 
+    @property
+    def next_step(self) -> str | None:
+        """The hint in the language of who reads it: a verb, an option, a call."""
+        return told(self.hint, by_verb=self.by_verb) if self.hint else None
+
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """Return the message, the evidence and the hint, one line each or a short indented block."""
-        out = [self.message]
+        out = [told(self.message, by_verb=self.by_verb)]
         for key, value in self.evidence.items():
             text = str(value).rstrip()
             label = key.replace("_", " ")
@@ -78,7 +97,7 @@ class VMLabError(Exception):
             else:
                 out.append(f"  {label}: {text}")
         if self.hint:
-            out.append(f"  Next: {self.hint}")
+            out.append(f"  Next: {self.next_step}")
         return out
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +105,7 @@ class VMLabError(Exception):
         return {
             "error": type(self).__name__,
             "message": self.message,
-            "hint": self.hint,
+            "hint": self.next_step,
             "evidence": {
                 k: v if isinstance(v, int | float | bool) else str(v) for k, v in self.evidence.items()
             },
@@ -152,6 +171,10 @@ class NoMemory(VMLabError):
     """There is not enough RAM for one more guest."""
 
 
+class RecordDamaged(VMLabError):
+    """A record of the store is gone or cannot be read; ``evidence`` names the ``file``."""
+
+
 class SnapshotDamaged(VMLabError):
     """A file of a snapshot is missing, truncated or altered."""
 
@@ -173,17 +196,44 @@ class BuildFailed(VMLabError):
 
 
 class AgentError(VMLabError):
-    """The guest agent refused or failed."""
+    """The guest agent refused or failed.
+
+    Attributes
+    ----------
+    answered
+        Whether it is the agent itself that has refused, so that nobody else need be waited for.
+    """
+
+    answered = False
 
 
 class AgentTimeout(AgentError):
-    """The guest agent did not answer in time."""
+    """The guest agent did not answer in time.
+
+    Attributes
+    ----------
+    sent
+        Whether it had taken the request, which may thus be done yet.
+    """
+
+    sent = False
+
+
+class Overtaken(AgentError):
+    """What was being done in a guest is gone: it rebooted or powered off, or was reverted, stopped, deleted."""
 
 
 class CommandFailed(VMLabError):
     """A command in the guest ended with another status than expected.
 
     ``evidence`` holds ``exit_status``, ``stdout``, ``stderr`` and ``elapsed`` (seconds).
+    """
+
+
+class OutputTooLarge(VMLabError):
+    """A command in the guest wrote more than is kept, and all of it was asked for.
+
+    ``evidence`` holds what came, its middle left out, as ``stdout`` and ``stderr``.
     """
 
 

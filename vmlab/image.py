@@ -3,82 +3,77 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import shutil
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vmlab.engine import save
-from vmlab.errors import ImageMissing, NotFound, VMLabError
+from vmlab.checked import checked, takes_options_of
+from vmlab.errors import ImageMissing, NotFound
+from vmlab.images.builder import builtin, is_current
+from vmlab.images.spec import described, read
+from vmlab.machine import Snapshot
+from vmlab.machines import ready
+from vmlab.machines.create import is_built
+from vmlab.machines.hardware import Wanted, plan
+from vmlab.machines.unmake import collect
+from vmlab.render.progress import Progress, quiet
 from vmlab.render.shown import Shown
-from vmlab.snapshot import Snapshot
-from vmlab.store.records import MachineSpec, SnapshotRecord, new_id
-from vmlab.store.store import allocated
-
-if TYPE_CHECKING:
-    from vmlab.lab import Lab
-    from vmlab.machine import Machine
-
-#: Called with what is being done and, where it can be told, how much of it (0 to 1).
-Progress = Callable[[str, float | None], None]
+from vmlab.store.store import Store, allocated
 
 
-def quiet(_text: str, _fraction: float | None = None) -> None:
-    """Report progress to nobody."""
-
-
-#: Raised when machines of the same specification get other devices, so that ready states are made anew.
-HARDWARE = 2
-
-
-def ready_key(spec: MachineSpec, sizes: list[int]) -> str:
-    """Return what a ready state must have been made with to serve a new machine: the same hardware."""
-    text = json.dumps([HARDWARE, spec.to_json(), sizes], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
+@checked
 class Image(Shown):
     """What machines are made from: disks, how to boot, and *ready* states, from which they start in a moment.
 
     The built-in ones exist before they are built; :meth:`vmlab.Lab.build` builds them, as does the first use.
     """
 
-    def __init__(self, lab: Lab, name: str) -> None:
-        self._lab = lab
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
         self.name = name
 
     def __repr__(self) -> str:
         return f"<Image {self.name}{'' if self.built else ' (not built yet)'}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Image) and (other._lab.home, other.name) == (self._lab.home, self.name)
+        return isinstance(other, Image) and (other._store.home, other.name) == (self._store.home, self.name)
 
     def __hash__(self) -> int:
-        return hash((self._lab.home, self.name))
+        return hash((self._store.home, self.name))
 
     @property
     def _data(self) -> dict[str, Any]:
-        return self._lab.store.image(self.name)
+        return described(self._store, self.name)
+
+    @property
+    def damaged(self) -> str | None:
+        """What is wrong with it, in a sentence, where its description or a file of it is gone or cannot be read."""
+        if not self._store.image_folder(self.name).is_dir() or (self.builtin and not self.built):
+            return None
+        try:
+            read(self._store.image_folder(self.name))
+        except ImageMissing as error:
+            return f"{error.message} Next: {error.hint}"
+        return None
+
+    def _told(self, key: str, otherwise: Any) -> Any:
+        """Return what its description says; of one that is damaged, what its recipe says."""
+        with contextlib.suppress(ImageMissing, NotFound):
+            if self.built:
+                return self._data.get(key, otherwise)
+        return getattr(self._recipe, key, otherwise)
 
     @property
     def _recipe(self) -> Any:
-        from vmlab.images.builder import builtin
-
         return builtin().get(self.name)
 
     @property
     def built(self) -> bool:
         """Whether its files are there."""
-        return (self._lab.store.image_folder(self.name) / "image.json").exists()
+        return is_built(self._store, self.name)
 
     @property
     def current(self) -> bool:
         """Whether it is what its recipe makes now; always, for one that was imported."""
-        from vmlab.images.builder import is_current
-
-        return not self.builtin or is_current(self._lab.store.image_folder(self.name))
+        return not self.builtin or is_current(self._store.image_folder(self.name))
 
     @property
     def builtin(self) -> bool:
@@ -88,54 +83,41 @@ class Image(Shown):
     @property
     def title(self) -> str:
         """What it is, in a few words."""
-        return str(self._data["title"] if self.built else self._recipe.title)
+        return str(self._told("title", self.name))
 
     @property
     def description(self) -> str:
         """What it is good for."""
-        return str(self._recipe.description if self.builtin else self._data.get("source", ""))
+        return str(self._recipe.description if self.builtin else self._told("source", ""))
 
     @property
     def memory(self) -> int:
         """RAM in MiB that its machines get by default."""
-        return int(self._data["memory"] if self.built else self._recipe.memory)
+        return int(self._told("memory", 0))
 
     @property
     def vcpus(self) -> int:
         """Virtual CPUs that its machines get by default."""
-        return int(self._data["vcpus"] if self.built else self._recipe.vcpus)
+        return int(self._told("vcpus", 0))
 
     @property
     def size(self) -> int:
         """Bytes on disk of its files; ready states are extra."""
-        return allocated(self._lab.store.image_folder(self.name))
+        return allocated(self._store.image_folder(self.name))
 
     @property
     def ready(self) -> bool:
         """Whether a machine with default hardware starts in a moment."""
-        return self.built and bool(self._ready_records())
-
-    def _ready_records(self) -> list[SnapshotRecord]:
-        store = self._lab.store
-        base, found = store.base_id(self.name), []
-        for identity in store.snapshot_ids():
-            with contextlib.suppress(VMLabError):
-                record = store.snapshot(identity)
-                if (
-                    record.kind == "ready"
-                    and record.spec.base == base
-                    and not store.label(identity).forgotten
-                ):
-                    found.append(record)
-        return found
+        with contextlib.suppress(ImageMissing, NotFound):
+            return self.built and bool(ready.ready_records(self._store, self.name))
+        return False
 
     def ready_state(self, key: str) -> Snapshot | None:
-        """Return the ready state that was made with that hardware (:func:`ready_key`), if there is one."""
-        for record in self._ready_records():
-            if record.ready_key == key:
-                return Snapshot(self._lab, record)
-        return None
+        """Return the ready state that was made with that hardware (``vmlab.machines.ready.ready_key``) or None."""
+        record = ready.ready_state(self._store, self.name, key)
+        return Snapshot(self._store, record) if record is not None else None
 
+    @takes_options_of(lambda: Wanted)
     def bake(self, *, progress: Progress | None = None, **options: Any) -> Snapshot:
         """Boot a machine, wait until it is ready, and keep that state, so that new machines start from it.
 
@@ -149,40 +131,8 @@ class Image(Shown):
         WaitTimeout
             It did not become ready; carries what its screen or serial line showed.
         """
-        tell = progress or quiet
-        lab = self._lab
-        spec, sizes = lab.hardware(self.name, **options)
-        key = ready_key(spec, sizes)
-        with lab.store.lock(
-            f"image@{self.name}", f"bake {self.name}", timeout=1800, tell=lambda t: tell(t, None)
-        ):
-            found = self.ready_state(key)
-            if found is not None:
-                return found
-            tell(f"booting {self.name} once, to keep its ready state", None)
-            name = f"bake-{self.name[:20]}-{new_id()[-6:]}"
-            with (
-                lab.store.lock(name, "bake"),
-                lab.boot_new(name, self.name, spec, sizes, throwaway=True) as machine,
-            ):
-                self._wait_ready(machine, tell)
-                tell(f"keeping the ready state of {self.name}", None)
-                with machine._open("bake") as (record, domain):
-                    identity = save.live(lab.store, record, domain, "ready", kind="ready", ready_key=key)
-            return Snapshot(lab, lab.store.snapshot(identity))
-
-    def _wait_ready(self, machine: Machine, tell: Progress) -> None:
-        ready = self._data.get("ready") or {"screen": True}
-        timeout = float(ready.get("timeout", 120))
-        if ready.get("agent"):
-            machine.wait_for_agent(timeout)
-            if ready.get("command"):
-                tell("the guest is up; waiting until it is ready", None)
-                machine.wait_until_succeeds(ready["command"], timeout)
-            # Let what the boot has started come to rest, or every machine would begin with it.
-            time.sleep(float(ready.get("settle", 0)))
-        else:
-            machine.wait_for_screen(settle=float(ready.get("settle", 1)), timeout=timeout, tolerance=0.2)
+        spec, sizes = plan(self._store, self.name, Wanted(**options))
+        return Snapshot(self._store, ready.bake(self._store, self.name, spec, sizes, progress or quiet))
 
     def delete(self) -> None:
         """Delete its files and ready states. Machines made from it are not harmed: they keep what they are built on.
@@ -192,32 +142,22 @@ class Image(Shown):
         NotFound
             It is not there.
         """
-        store = self._lab.store
-        if not self.built:
+        if not self.built and self.name not in self._store.image_names():
             raise NotFound(f"The image '{self.name}' is not built, so there is nothing to delete.")
-        with store.lock(f"image@{self.name}", f"delete {self.name}"):
-            folder = store.image_folder(self.name)
-            gone = folder.with_name(f".new-gone-{self.name}-{new_id()}")
-            folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
-        self._lab.collect()
+        self._store.remove_image(self.name)
+        collect(self._store)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is known of it."""
         return {
             "name": self.name,
             "title": self.title,
+            "description": self.description,
             "built": self.built,
             "builtin": self.builtin,
             "ready": self.ready,
             "memory": self.memory,
             "vcpus": self.vcpus,
             "size": self.size,
+            "damaged": self.damaged,
         }
-
-
-def missing(name: str) -> ImageMissing:
-    """Return the error for an image that is not there and cannot be built."""
-    return ImageMissing(
-        f"The image '{name}' is not built yet.", hint=f"build it with `%vm images --build {name}`"
-    )

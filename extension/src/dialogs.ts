@@ -1,5 +1,35 @@
-import { Dialog, showDialog } from '@jupyterlab/apputils';
+import { Dialog, Notification, showDialog } from '@jupyterlab/apputils';
 import { Widget } from '@lumino/widgets';
+
+import { ApiError } from './lab/api';
+
+/** Characters of a notification that JupyterLab shows; it cuts the rest off. */
+const SHOWN = 140;
+
+/** Show what went wrong and what to do next. */
+export function showTrouble(error: unknown): void {
+  const message = error instanceof Error ? error.message : String(error);
+  const hint = error instanceof ApiError && error.hint ? `Next: ${error.hint}` : '';
+  const whole = hint ? `${message}\n${hint}` : message;
+  if (whole.length <= SHOWN) {
+    Notification.error(whole, { autoClose: false });
+    return;
+  }
+  Notification.error(message, {
+    autoClose: false,
+    actions: [
+      {
+        label: 'What to Do',
+        callback: () =>
+          void showDialog({
+            title: message,
+            body: hint || message,
+            buttons: [Dialog.okButton({ label: 'Close' })]
+          })
+      }
+    ]
+  });
+}
 
 /** A text that is asked for. */
 export interface IField {
@@ -26,20 +56,8 @@ export async function askTexts(title: string, fields: IField[], okLabel: string)
     buttons: [Dialog.cancelButton(), Dialog.okButton({ label: okLabel })],
     focusNodeSelector: 'input'
   });
-  // A context menu lets go of the focus before its command runs, so the dialog had nothing to give it back to.
-  if (document.activeElement === document.body && held?.isConnected) {
-    held.focus();
-  }
   return result.button.accept ? result.value : null;
 }
-
-/** What had the focus last, besides menus and dialogs. */
-let held: HTMLElement | null = null;
-document.addEventListener('focusin', ({ target }) => {
-  if (target instanceof HTMLElement && !target.closest('.lm-Menu, .jp-Dialog')) {
-    held = target;
-  }
-});
 
 class TextsForm extends Widget implements Dialog.IBodyWidget<string[]> {
   constructor(fields: IField[]) {

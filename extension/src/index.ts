@@ -1,10 +1,10 @@
-import { comparisonsPlugin } from './plugins/comparisons';
-import { consolesPlugin } from './plugins/consoles';
-import { modelPlugin } from './plugins/model';
-import { panelPlugin } from './plugins/panel';
-import { savedPlugin } from './plugins/saved';
-import { statusPlugin } from './plugins/status';
+import { comparisonsPlugin } from './comparisons/plugin';
+import { consolesPlugin } from './consoles/plugin';
+import { savedPlugin } from './consoles/saved';
+import { modelPlugin } from './lab/plugin';
+import { panelPlugin } from './panel/plugin';
+import { statusPlugin } from './status/plugin';
 
-export { ILabModel } from './tokens';
+export { ILabModel } from './lab/token';
 
 export default [modelPlugin, panelPlugin, consolesPlugin, comparisonsPlugin, savedPlugin, statusPlugin];

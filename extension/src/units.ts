@@ -50,13 +50,26 @@ export function count(number: number, one: string, many = `${one}s`): string {
 /** A regular expression; also for the `pattern` of a field. */
 export const NAME = '[A-Za-z0-9][A-Za-z0-9._\\-]{0,39}';
 
+/** The same for a snapshot, whose name is only shown. */
+export const LABEL = '(?![\\-.\\s])[^@$`\'"\\\\\\{\\}*?\\[\\];]{1,80}';
+
+export const LABEL_RULE =
+  'Use 1 to 80 letters, digits, signs and blanks; no quotes, none of @ $ ` \\ { } * ? [ ] ;, no “-” or “.” at the start.';
+
 const WHOLE_NAME = new RegExp(`^${NAME}$`);
 
 export const NAME_RULE = 'Use 1 to 40 letters, digits, “.”, “_” or “-”, starting with a letter or digit.';
 
-/** Why a name cannot be that of a machine or snapshot, in a sentence; null if it can. */
+/** Why a name cannot be that of a machine, in a sentence; null if it can. */
 export function nameTrouble(name: string): string | null {
   return WHOLE_NAME.test(name) ? null : NAME_RULE;
+}
+
+const WHOLE_LABEL = new RegExp(`^${LABEL}$`);
+
+/** Why a name cannot be that of a snapshot, in a sentence; null if it can. */
+export function labelTrouble(name: string): string | null {
+  return WHOLE_LABEL.test(name) && name === name.trim() ? null : LABEL_RULE;
 }
 
 /** A name like `wanted` that is not taken: `tiny`, `tiny-2`, `tiny-3` ... */

@@ -1,7 +1,7 @@
 // @vitest-environment jsdom
 import { beforeEach, describe, expect, it } from 'vitest';
 
-import { ApiError } from '../src/api';
+import { ApiError } from '../src/lab/api';
 import { FakeServer, lab, machine, refusal } from './fakes';
 
 let server: FakeServer;

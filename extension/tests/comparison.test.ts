@@ -3,10 +3,10 @@ import { Signal } from '@lumino/signaling';
 import { Widget } from '@lumino/widgets';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-import { choices, fileOf, guarded, stateOf, themed, titleOf } from '../src/comparison';
-import type { IComparisonParts } from '../src/comparisonview';
-import { ComparisonView } from '../src/comparisonview';
-import { LabModel } from '../src/model';
+import { choices, fileOf, guarded, stateOf, themed, titleOf } from '../src/comparisons/comparison';
+import { ComparisonView } from '../src/comparisons/view';
+import type { IComparisonParts } from '../src/comparisons/view';
+import { LabModel } from '../src/lab/model';
 import type { INode } from '../src/types';
 import { FakeServer, lab, machine, node, refusal, tree } from './fakes';
 

@@ -1,8 +1,8 @@
 // @vitest-environment jsdom
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ApiError } from '../src/api';
 import { Connection } from '../src/console/connection';
 import type { Api, LabEvent, MachineModel } from '../src/console/types';
+import { ApiError } from '../src/lab/api';
 
 /** Requests that are on their way. */
 let asked: { answer(state: string, doing?: string): void; fail(error: Error): void }[];

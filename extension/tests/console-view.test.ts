@@ -1,9 +1,9 @@
 // @vitest-environment jsdom
 import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 // As in JupyterLab, where errors come from another bundle than the console's.
-import { ApiError } from '../src/api';
 import type { Api, ConsoleOptions, LabEvent } from '../src/console/types';
 import { ConsoleView } from '../src/console/view';
+import { ApiError } from '../src/lab/api';
 
 /** In place of noVNC, which needs a browser: remembers what it was told. */
 const vnc = vi.hoisted(() => {

@@ -1,7 +1,7 @@
 import { ServerConnection } from '@jupyterlab/services';
 import { Stream } from '@lumino/signaling';
 
-import { Api } from '../src/api';
+import { Api } from '../src/lab/api';
 import type { ILab, ILabEvent, IMachine, INode, ITree, IUsage } from '../src/types';
 
 const BASE = 'http://server/user/x/';
@@ -75,6 +75,7 @@ export function machine(name: string, values: Partial<IMachine> = {}): IMachine 
     vcpus: 1,
     here: null,
     can_undo: false,
+    why: null,
     forwards: [],
     description: '',
     created: '2026-01-01T00:00:00+00:00',
@@ -91,9 +92,11 @@ export function usage(name: string, values: Partial<IUsage> = {}): IUsage {
     cpu_percent: 3,
     cpu_seconds: 1,
     memory_pss: 50,
+    memory_guest: 30,
+    memory_qemu: 20,
     memory_private: 40,
     memory_shared: 20,
-    memory: 100,
+    memory_size: 100,
     disk: 10,
     snapshots: 0,
     ...values
@@ -113,6 +116,8 @@ export function lab(machines: IMachine[]): ILab {
       disk_total: 1000,
       disk_free: 500,
       disk_taken: 100,
+      disk_folded: 0,
+      disk_freeing: 0,
       cpus: 2,
       running: machines.length,
       reserve_memory: 0,

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 
-import { layout, PRESENT } from '../src/layout';
+import { layout, PRESENT } from '../src/panel/layout';
 import { node } from './fakes';
 
 function rows(...args: Parameters<typeof layout>): string[] {

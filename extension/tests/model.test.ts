@@ -1,7 +1,7 @@
 // @vitest-environment jsdom
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-import { LabModel } from '../src/model';
+import { LabModel } from '../src/lab/model';
 import type { IMachine, INode, IUsage } from '../src/types';
 import { FakeServer, lab, machine, node, refusal, tree, usage } from './fakes';
 

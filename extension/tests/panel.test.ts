@@ -9,17 +9,18 @@ import { Widget } from '@lumino/widgets';
 import { createElement } from 'react';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-import { Actions } from '../src/actions';
-import { addCommands, openMenu } from '../src/commands';
-import { LabModel } from '../src/model';
-import { PanelState } from '../src/panelstate';
-import { Screens } from '../src/screens';
+import { LabModel } from '../src/lab/model';
+import { createMachine } from '../src/making/dialog';
+import { Actions } from '../src/panel/actions';
+import { addCommands } from '../src/panel/commands';
+import { openMenu } from '../src/panel/menu';
+import { Screens } from '../src/panel/screens';
+import { PanelState } from '../src/panel/state';
+import { PanelView } from '../src/panel/view';
 import { CommandIDs } from '../src/tokens';
 import type { IImage, IMachine, INode } from '../src/types';
-import { createMachine } from '../src/views/create';
-import { PanelView } from '../src/views/panel';
-import type { IRequest } from './fakes';
 import { FakeServer, lab, machine, node, refusal, tree, usage } from './fakes';
+import type { IRequest } from './fakes';
 
 let server: FakeServer;
 let model: LabModel;
@@ -43,6 +44,7 @@ function image(name: string, values: Partial<IImage> = {}): IImage {
     built: true,
     ready: true,
     builtin: true,
+    damaged: null,
     size: 2 << 20,
     ...values
   };
@@ -262,9 +264,9 @@ describe('commands', () => {
     const done = commands.execute(CommandIDs.snapshotNamed, { machine: 'web' });
     await until(() => dialog());
     const [name, description] = dialog().querySelectorAll('input');
-    type(name, 'no name!');
+    type(name, 'no@name');
     expect(dialog().querySelector<HTMLButtonElement>('.jp-mod-accept')!.disabled).toBe(true);
-    expect(dialog().textContent).toContain('Use 1 to 40 letters');
+    expect(dialog().textContent).toContain('Use 1 to 80 letters');
     type(name, 'clean');
     type(description, ' before the exam ');
     accept();

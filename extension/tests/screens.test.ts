@@ -2,8 +2,8 @@
 import './jsdom';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-import { LabModel } from '../src/model';
-import { Screens } from '../src/screens';
+import { LabModel } from '../src/lab/model';
+import { Screens } from '../src/panel/screens';
 import { FakeServer, lab, machine } from './fakes';
 
 const PICTURE = 'machines/web/screen.png?width=320';

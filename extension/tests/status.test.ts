@@ -3,8 +3,8 @@ import './jsdom';
 import { Panel, Widget } from '@lumino/widgets';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-import { LabModel } from '../src/model';
-import { StatusItem } from '../src/status';
+import { LabModel } from '../src/lab/model';
+import { StatusItem } from '../src/status/item';
 import { FakeServer, lab, machine, usage } from './fakes';
 
 let server: FakeServer;

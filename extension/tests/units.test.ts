@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
 
-import { readForm } from '../src/newmachine';
-import { ago, freeName, nameTrouble, percent, size } from '../src/units';
+import type { IForm } from '../src/making/form';
+import { readForm } from '../src/making/form';
+import { ago, freeName, labelTrouble, nameTrouble, percent, size } from '../src/units';
 
 // The same values as in tests/unit for vmlab/render/units.py: panel and notebook say the same.
 describe('units', () => {
@@ -32,6 +33,18 @@ describe('units', () => {
 });
 
 describe('names', () => {
+  it('lets a name that is only shown hold any letters and blanks', () => {
+    expect(['clean', 'vor dem Umbau', 'Übung (1), 第一課', 'x'.repeat(80)].map(labelTrouble)).toEqual([
+      null,
+      null,
+      null,
+      null
+    ]);
+    for (const bad of ['', ' a', 'a ', '-a', 'a@b', "a'b", 'a"b', '{a}', '$a', 'a\\b', 'x'.repeat(81)]) {
+      expect(labelTrouble(bad)).not.toBeNull();
+    }
+  });
+
   it('are those that the server takes', () => {
     expect(['web', '2.b_c-d', 'x'.repeat(40)].map(nameTrouble)).toEqual([null, null, null]);
     for (const bad of ['', '-a', 'a b', 'a/b', 'x'.repeat(41), 'ä']) {
@@ -46,12 +59,12 @@ describe('names', () => {
 });
 
 describe('the form of a new machine', () => {
-  const empty = {
+  const empty: IForm = {
     image: 'tiny',
     name: '',
     memory: '',
     vcpus: '',
-    network: '',
+    wayOut: '',
     disk: '',
     forwards: '',
     firmware: '',

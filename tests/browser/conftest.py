@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_page import Notebook, Server, Troubles, browser_page, chromium, server, write_notebook
+from help.jupyter_page import Notebook, Server, Troubles, browser_page, chromium, server, write_notebook
 from playwright.sync_api import Page
 
 from vmlab.errors import VMLabError

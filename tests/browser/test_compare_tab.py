@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jupyter_page import Server, open_lab
+from help.jupyter_page import Server, open_lab
 from playwright.sync_api import Locator, Page, expect
 
 from vmlab.lab import Lab

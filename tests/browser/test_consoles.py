@@ -8,11 +8,20 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from jupyter_page import Console, Notebook, Server, answer, open_lab, press_chord, press_keys, until
+from help.jupyter_page import (
+    Console,
+    Notebook,
+    Server,
+    answer,
+    open_lab,
+    press_chord,
+    press_keys,
+    until,
+    viewers,
+)
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -67,12 +76,6 @@ def show(open_notebook: Open) -> Callable[..., tuple[Notebook, list[Console]]]:
 
 
 Show = Callable[..., tuple[Notebook, list[Console]]]
-
-
-def viewers(machine: Machine) -> int:
-    """How many VNC connections QEMU has now."""
-    clients: list[Any] = machine.domain.qmp("query-vnc")["clients"]
-    return len(clients)
 
 
 def pointer(machine: Machine) -> tuple[int, int]:
@@ -247,6 +250,50 @@ def test_keys_stay_where_they_are_typed(show: Show, lab: Lab, names: Names) -> N
     expect(nb.cells).to_have_count(5)
     for machine, before in zip((left, right), seen, strict=True):
         assert machine.screenshot().diff(before).fraction < 0.001, "something was typed in the guest"
+
+
+@pytest.mark.parametrize("kind", ["Screen", "Serial line"])
+def test_keys_are_jupyterlabs_once_the_guest_has_let_go(
+    open_notebook: Open, tiny: Machine, kind: str
+) -> None:
+    option = "--serial " if kind == "Serial line" else ""
+    nb = open_notebook(LOAD, f"%vm console {option}{tiny.name}", "1")
+    page = nb.page
+    nb.run(0)
+    console = Console(nb.run(1), tiny.name, kind)
+    console.expect_face("live")
+    layer = console.shield if kind == "Screen" else console.root.locator(".vmlab-console-stage")
+    dirty = page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab.jp-mod-dirty")
+    for key in ("Enter", "Space"):
+        layer.focus()
+        page.keyboard.press(key)
+        expect(console.root).to_have_class(HELD)
+        press_chord(page)
+        expect(console.root).not_to_have_class(HELD)
+        expect(layer).to_be_focused()
+
+    expect(dirty).to_have_count(1)
+    page.keyboard.press("Control+s")
+    expect(dirty).to_have_count(0)
+    page.keyboard.press("Control+Shift+c")
+    palette = page.locator(".lm-CommandPalette:visible")
+    expect(palette).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(palette).to_have_count(0)
+    layer.focus()
+    page.keyboard.press("b")
+    expect(nb.cells).to_have_count(4)
+    # JupyterLab goes to the new cell, in a moment.
+    expect(nb.cell(2)).to_be_focused()
+    layer.focus()
+    expect(nb.cell(1)).to_have_class(re.compile(r"\bjp-mod-active\b"))
+    page.keyboard.press("Escape")
+    page.keyboard.press("a")
+    expect(nb.cells).to_have_count(5)
+    # Around the cell of the console, which has not taken a key of these.
+    root = nb.cell(2).locator(".vmlab-console")
+    expect(root).to_be_visible()
+    expect(root).not_to_have_class(HELD)
 
 
 def test_text_and_chords_are_sent(show: Show, tiny: Machine) -> None:
@@ -487,19 +534,40 @@ def test_the_kernel_has_no_say(show: Show, jupyter: Server, tiny: Machine) -> No
     arrives(tiny, console, "restarted")
     console.leave()
 
-    # What whoever opens the saved notebook sees: a picture, and a way to the live screen.
+    # A page that is loaded anew has no widget any more; the console needs none.
     nb.menu("File", "Save Notebook")
     expect(page.locator(".jp-NotebookPanel .jp-mod-dirty, .lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
     again = Notebook(page, page.url)
-    image = again.output(1).locator("img")
-    expect(image).to_have_js_property("naturalWidth", tiny.screenshot().width, timeout=SOON)
+    console = Console(again.output(1), tiny.name)
+    console.expect_live()
     expect(again.output(1)).not_to_contain_text("model not found")
-    expect(again.output(1)).not_to_contain_text("Loading widget")
-    again.output(1).get_by_role("button", name=f"Open {tiny.name}").click()
+    console.take()
+    arrives(tiny, console, "reloaded")
+    console.leave()
+    console.tool("popout")
     tab = Console(page.locator(".jp-vmlab-console-tab"), tiny.name)
     tab.expect_live()
     expect(tab.canvas).to_be_focused()
     arrives(tiny, tab, "in-a-tab")
+
+
+def test_a_saved_console_of_a_machine_that_is_gone(show: Show, lab: Lab, tiny: Machine) -> None:
+    """A picture, whatever has its name now."""
+    nb, _ = show(tiny)
+    page, name, width = nb.page, tiny.name, tiny.screenshot().width
+    nb.menu("File", "Save Notebook")
+    expect(page.locator(".lm-TabBar-tab.jp-mod-dirty")).to_have_count(0)
+    tiny.delete()
+    lab.create(name, "tiny")
+    nb.menu("Kernel", "Restart Kernel…")
+    page.locator(".jp-Dialog button.jp-mod-warn, .jp-Dialog button.jp-mod-accept").last.click()
+    again = Notebook(page, page.url)
+    expect(again.output(1).locator("img")).to_have_js_property("naturalWidth", width, timeout=SOON)
+    expect(again.output(1)).not_to_contain_text("model not found")
+    expect(again.output(1)).not_to_contain_text("Loading widget")
+    expect(again.output(1).locator(".vmlab-console")).to_have_count(0)
+    again.output(1).get_by_role("button", name=f"Open {name}").click()
+    Console(page.locator(".jp-vmlab-console-tab"), name).expect_live()
 
 
 def test_the_serial_line(open_notebook: Open, tiny: Machine) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from jupyter_page import Notebook
+from help.jupyter_page import Notebook
 from PIL import Image
 from playwright.sync_api import expect
 

@@ -7,17 +7,15 @@ import re
 from collections.abc import Callable
 
 import pytest
-from jupyter_page import Console, Server, answer, open_lab, press_keys, until
-from playwright.sync_api import Locator, Page, expect
+from help.jupyter_page import Console, Server, answer, open_lab, press_keys, run_from_palette, until
+from help.panel_page import SOON, accept, card, choose, open_panel, press, row, state
+from playwright.sync_api import Page, expect
 
 from vmlab.errors import VMLabError
 from vmlab.lab import Lab
-from vmlab.machine import Machine
-from vmlab.snapshot import Snapshot
+from vmlab.machine import Machine, Snapshot
 
 BASE_URL = "/user/a%40b/"
-#: Milliseconds for what the page does when it is told.
-SOON = 30_000
 
 Names = Callable[[str], str]
 
@@ -32,50 +30,8 @@ def tiny(lab: Lab, names: Names) -> Machine:
 @pytest.fixture
 def panel(page: Page, jupyter: Server) -> Page:
     """JupyterLab with the panel open and no tabs."""
-    open_lab(page, jupyter.url())
-    side = page.locator('.jp-SideBar [data-id="vmlab-panel"]')
-    if "lm-mod-current" not in (side.get_attribute("class") or ""):
-        side.click()
-    expect(page.locator("#vmlab-panel .jp-vmlab-sums")).to_be_visible(timeout=SOON)
+    open_panel(page, jupyter.url())
     return page
-
-
-def card(page: Page, name: str) -> Locator:
-    """Return the part of the panel that a machine has."""
-    return page.locator(f'.jp-vmlab-card[data-machine="{name}"]')
-
-
-def state(page: Page, name: str, wanted: str) -> None:
-    """Wait until the panel shows a machine in a state."""
-    expect(card(page, name)).to_have_attribute("data-state", wanted, timeout=SOON)
-
-
-def press(page: Page, name: str, label: str) -> None:
-    """Press a button of a machine's card."""
-    button = (
-        card(page, name)
-        .locator("> .jp-vmlab-card-buttons")
-        .get_by_role("button", name=f"{label}: {name}", exact=True)
-    )
-    expect(button).to_be_enabled(timeout=SOON)
-    button.click()
-
-
-def choose(page: Page, owner: Locator, item: str) -> None:
-    """Choose an item of the context menu of a card or of a snapshot."""
-    owner.click(button="right", position={"x": 60, "y": 12})
-    page.locator(".lm-Menu:visible .lm-Menu-item", has_text=re.compile(f"^{item}")).click()
-
-
-def row(page: Page, snapshot: Snapshot) -> Locator:
-    """Return the row of a snapshot."""
-    return page.locator(f'.jp-vmlab-row[data-snapshot="{snapshot.id}"]')
-
-
-def accept(page: Page, label: str) -> None:
-    """Press a button of the dialog."""
-    page.locator(".jp-Dialog").get_by_role("button", name=label).click()
-    expect(page.locator(".jp-Dialog")).to_have_count(0, timeout=SOON)
 
 
 def test_a_machine_is_made_by_the_form(panel: Page, lab: Lab, names: Names) -> None:
@@ -169,14 +125,15 @@ def test_snapshots_are_taken_named_reverted_and_forgotten(
     second = tiny.snapshot("the-second")
     expect(row(panel, second)).to_have_attribute("aria-selected", "true", timeout=SOON)
     line.get_by_role("button", name=f"Revert {name} to the-first").click()
-    until(lambda: tiny.here is not None and tiny.here.name == "the-first", "the revert")
-    until(lambda: answer(tiny, "cat /run/state") == "first\n", "the state of then")
+    # What was left can be brought back, as the notification offers.
+    said = panel.locator(".Toastify__toast", has_text="The present that it left is kept")
+    expect(said).to_be_visible(timeout=SOON)
+    assert tiny.here is not None
+    assert tiny.here.name == "the-first"
+    assert tiny.execute("cat /run/state").stdout == "first\n"
     expect(line).to_have_attribute("aria-selected", "true", timeout=SOON)
     expect(row(panel, second)).to_have_attribute("aria-selected", "false")
-    # What was left can be brought back, as the notification offers.
-    panel.locator(".Toastify__toast", has_text="The present that it left is kept").get_by_role(
-        "button", name="Undo"
-    ).click()
+    said.get_by_role("button", name="Undo").click()
     until(lambda: answer(tiny, "cat /run/state") == "second\n", "the state that was left")
 
     row(panel, second).get_by_role("button", name="Fork from the-second").click()
@@ -193,13 +150,13 @@ def test_snapshots_are_taken_named_reverted_and_forgotten(
     accept(panel, "Forget Snapshot")
     expect(row(panel, second)).to_have_count(0, timeout=SOON)
     assert [one.name for one in own(tiny)] == ["the-first"]
-    assert lab.find_snapshot(second.id) is None
+    assert second.id not in [one.id for one in tiny.snapshots]
 
 
 def forks(machine: Machine) -> list[Machine]:
     """Return the machines that go on from a snapshot of another."""
     found = []
-    for other in machine._lab:
+    for other in Lab():
         with contextlib.suppress(VMLabError):  # gone meanwhile
             if other != machine and other.here is not None and other.here.machine_name == machine.name:
                 found.append(other)
@@ -347,7 +304,7 @@ def test_a_fork_shows_and_renames_the_snapshots_that_it_stands_on(
 
 
 def test_snapshots_by_keyboard_alone(panel: Page, lab: Lab, names: Names, tiny: Machine) -> None:
-    """With a description; forks under names; gone back to by the palette; menus and buttons keep the focus."""
+    """With a description; forks under names; gone back to by the palette. The focus is never lost."""
     name = tiny.name
     state(panel, name, "running")
     card(panel, name).focus()
@@ -372,6 +329,7 @@ def test_snapshots_by_keyboard_alone(panel: Page, lab: Lab, names: Names, tiny: 
     until(lambda: own(tiny), "a snapshot")
     (clean,) = own(tiny)
     assert (clean.name, clean.description) == ("clean", "before the exam")
+    expect(card(panel, name)).to_be_focused()
 
     choose(panel, card(panel, name), "Fork Several…")
     first, second = names("one"), names("two")
@@ -389,7 +347,8 @@ def test_snapshots_by_keyboard_alone(panel: Page, lab: Lab, names: Names, tiny: 
     expect(dialog).to_contain_text("Snapshot", timeout=SOON)
     dialog.locator("select").select_option(label="snapshot clean")
     panel.keyboard.press("Enter")
-    until(lambda: answer(tiny, "ls /run/later; echo end") == "end\n", "the state of then")
+    expect(panel.locator(".Toastify__toast", has_text=f"{name} is back at")).to_be_visible(timeout=SOON)
+    assert tiny.execute("ls /run/later; echo end").stdout == "end\n"
 
     # The button that was pressed goes; the keyboard stays with the machine.
     card(panel, name).get_by_role("button", name=f"Pause: {name}").focus()
@@ -409,23 +368,6 @@ def test_images_are_listed(panel: Page, lab: Lab) -> None:
     panel.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
     images.locator("summary").click()
-
-
-def run_from_palette(page: Page, label: str) -> None:
-    """Run a command by the palette."""
-    search = page.locator(".lm-CommandPalette-input:visible")
-
-    def opened() -> bool:
-        # JupyterLab reads its keyboard shortcuts after it has shown its page: a first press may be too early.
-        if not search.count():
-            page.keyboard.press("Control+Shift+c")
-            page.wait_for_timeout(500)
-        return search.count() > 0
-
-    until(opened, "the command palette")
-    search.fill(label)
-    expect(page.locator(".lm-CommandPalette-item:visible")).not_to_have_count(0)
-    search.press("Enter")
 
 
 def test_palette_and_status_bar(panel: Page, lab: Lab, tiny: Machine) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from jupyter_page import Console, Notebook, press_keys, server, write_notebook
+from help.jupyter_page import Console, Notebook, press_keys, server, write_notebook
 from playwright.sync_api import Page, expect
 
 from vmlab.lab import Lab
@@ -110,7 +110,7 @@ def test_it_holds_what_is_needed(installed: Installed) -> None:
         names = set(wheel.namelist())
         licences = wheel.read("vmlab/static/console.js.LICENSES.txt").decode()
         assert wheel.getinfo("vmlab/static/console.js").file_size > 100_000
-    for name in ("vmlab/server/openapi.yaml", "vmlab/server/events.yaml", "vmlab/gateway/page.html"):
+    for name in ("vmlab/server/openapi.yaml", "vmlab/server/events.yaml", "vmlab/webconsole/page.html"):
         assert name in names
     for word in ("noVNC", "xterm", "Mozilla Public License", "MIT"):
         assert word in licences, f"no {word} among the licences"

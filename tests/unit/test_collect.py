@@ -5,79 +5,34 @@ The records are those that snapshots, reverts, forks and the rest leave, in any 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from help.small_store import new_machine, new_snapshot, new_store
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from vmlab.hypervisor.account import Account
-from vmlab.store import collect as collecting
-from vmlab.store import store as stores
-from vmlab.store.records import (
-    Label,
+from vmlab.errors import RecordDamaged
+from vmlab.guest.wait import until
+from vmlab.records import (
     MachineRecord,
-    MachineSpec,
-    RamRecord,
     SnapshotRecord,
     new_id,
     write_json,
 )
+from vmlab.store import collect as collecting
+from vmlab.store import store as stores
 from vmlab.store.store import Store
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
-
-
-@dataclass(frozen=True)
-class Nobody:
-    """An account that owns files as they are."""
-
-    def own(self, path: Path, **_: Any) -> Path:
-        return Path(path)
-
-    def make_dir(self, path: Path, mode: int = 0o755) -> Path:
-        Path(path).mkdir(mode, parents=True, exist_ok=True)
-        return Path(path)
-
-
-def new_store(home: Path) -> Store:
-    """Return a store with an image ``img`` that has one small disk."""
-    store = Store(home, cast(Account, Nobody()))
-    folder = store.image_folder("img")
-    folder.mkdir()
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", folder / "disk.qcow2", "1M"], check=True)
-    write_json(
-        folder / "image.json",
-        {"format": 1, "name": "img", "disks": [{"file": "disk.qcow2", "size": 1 << 20}]},
-    )
-    return store
-
-
-def new_machine(store: Store, name: str, base: str, **values: Any) -> MachineRecord:
-    spec = MachineSpec(memory=1, base=base, disks=("vda",))
-    return MachineRecord(name, f"uuid-{new_id()}", "g", "m", "img", spec, **values)
-
-
-def new_snapshot(
-    store: Store, machine: MachineRecord, layers: dict[str, str], *, kind: str = "snapshot", live: bool = True,
-    base: str | None = None,
-) -> str:  # fmt: skip
-    identity = new_id()
-    ram = RamRecord(1 << 20, 10, 0, base, "d", "e") if live else None
-    record = SnapshotRecord(
-        identity, kind, machine.uuid, machine.name, "img", "2026", machine.spec, layers, ram, "m", "g"
-    )
-    with store.new_snapshot(identity) as folder:
-        (folder / "ram").write_bytes(b"x" * 10)
-        write_json(folder / "label.json", Label(identity, machine.here).to_json())
-        write_json(folder / "manifest.json", record.to_json())
-    return identity
 
 
 def usable(store: Store, identity: str | None) -> bool:
@@ -216,7 +171,7 @@ class Life(RuleBasedStateMachine):
         for name in self.store.machine_names():
             record = self.store.machine(name)
             assert all(whole(self.store, layer) for layer in record.layers.values())
-            for state in (record.here, record.root, record.resume, record.mapped, record.undo):
+            for state in (record.here, record.root, record.continues, record.mapped, record.undo):
                 assert usable(self.store, state)
             for snapshot in self.snapshots(record):
                 assert usable(self.store, snapshot.id)
@@ -252,7 +207,6 @@ def machine(store: Store) -> MachineRecord:
 
 
 def grow_old(store: Store) -> None:
-    import os
     import time
 
     for folder in ("snapshots", "layers", "bases"):
@@ -378,3 +332,50 @@ def test_flat_copies_keep_the_content(
     grow_old(store)
     collecting.collect(store)
     assert read(layers["vda"]) == bytes(expected)
+
+
+def test_space_comes_back_by_itself(
+    store: Store, machine: MachineRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that nobody waits for frees it, and ends; it never makes anew a store that is gone."""
+    first = take(store, machine)
+    ram = store.snapshot_folder(first) / "ram"
+    ram.chmod(0o600)
+    ram.write_bytes(os.urandom(1 << 20))
+    store.remove_machine("web")
+    started: list[Store] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(collecting, "collect_later", started.append)
+        done = collecting.collect(store)
+    # What is new is left alone, is told, and somebody looks after it.
+    assert done.later > 1 << 20
+    assert started == [store]
+    assert collecting.waiting(store) == done.later
+    assert store.snapshot_folder(first).exists()
+    grow_old(store)
+    collecting.collect_later(store)
+    until(lambda: not store.snapshot_folder(first).exists(), 60, "the collector frees the space")
+    until(lambda: not list((store.home / "locks").iterdir()), 60, "the collector ends")
+    assert not list((store.home / "layers").iterdir())
+    assert collecting.waiting(store) == 0
+
+
+def test_halves_go_when_nobody_writes_them(store: Store, machine: MachineRecord) -> None:
+    folder = store.home / "snapshots" / ".new-dead"
+    folder.mkdir()
+    (folder / "ram").write_bytes(b"x" * 5000)
+    gone = store.home / "machines" / ".gone-web-1"
+    gone.mkdir()
+    with contextlib.ExitStack() as stack:
+        writing = stack.enter_context(store.new_snapshot(new_id()))
+        write_json(writing / "manifest.json", {})
+        for path in (folder, writing):
+            os.utime(path, (0, 0))
+        assert collecting.collect(store).bytes
+        assert writing.exists()
+        assert not folder.exists()
+        assert not gone.exists()
+        # It comes to nothing.
+        with pytest.raises(RecordDamaged):
+            stack.close()
+    assert not writing.exists()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import threading
 import time
 
 import pytest
-from commands_fakes import Image, Lab, Machine, lab, web  # noqa: F401
+from help.fakes import Image, Lab, Machine, QuietUI, lab, stands_for, web  # noqa: F401
 
-from vmlab import commands, diff
+from vmlab import commands, machine
 from vmlab.commands import _arguments as words
-from vmlab.commands import _many
-from vmlab.commands.ui import QuietUI, TerminalUI
+from vmlab.commands import _scripts
+from vmlab.commands.ui import TerminalUI
 from vmlab.errors import CommandFailed, MachineErrors, NotFound, UsageError, WrongState
 from vmlab.guest.agent import CommandResult
-from vmlab.timeline import Timeline
+from vmlab.study import diff
+from vmlab.study.timeline import Timeline
 
-VERBS = """create list start stop kill pause resume delete rename snapshot tree revert undo fork forget describe verify
-diff timeline search console exec script put get keys type screenshot serial wait images import limits doctor collect
-help"""
+VERBS = """create list start stop kill reboot pause resume delete rename mend snapshot tree revert undo fork forget
+describe verify diff timeline search console exec script put get keys type screenshot serial wait images
+import limits doctor collect help"""
 
 
 class Recorder(QuietUI):
@@ -38,11 +41,46 @@ def do(lab, line, ui=None):
     return verb.run(lab, commands.parse_line(verb, rest), ui or Recorder())
 
 
+def test_every_wait_says_what_it_waits_for():
+    silent = []
+    for verb in commands.verbs().values():
+        for node in ast.walk(ast.parse(inspect.getsource(verb.module))):
+            if isinstance(node, ast.With):
+                for item in node.items:
+                    if ast.unparse(item.context_expr).startswith("ui.progress("):
+                        # Said at once, told while it goes on, or in the label.
+                        words = ast.unparse(item.context_expr.args[0])
+                        if (
+                            len(item.context_expr.args) < 2
+                            and not item.optional_vars
+                            and " for " not in words
+                        ):
+                            silent.append(verb.name)
+    assert silent == []
+
+
+def test_fakes_take_only_what_the_real_ones_take():
+    with pytest.raises(TypeError, match="nonsense"):
+        Machine("web").stop(nonsense=1)
+
+    class Other:
+        def levitate(self):
+            """Only a fake can do it."""
+
+    with pytest.raises(AssertionError, match="levitate"):
+        stands_for(machine.Machine)(Other)
+
+
 # finding -----------------------------------------------------------------------------------------------------------
 
 
 def test_all_verbs_are_found():
     assert set(commands.verbs()) == set(VERBS.split())
+
+
+def test_each_verb_has_a_place_of_its_own_in_the_help():
+    places = [(verb.group, verb.order) for verb in commands.verbs().values()]
+    assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize("name", VERBS.split())
@@ -52,13 +90,17 @@ def test_every_verb_has_help_with_examples_that_parse(name):
     assert not verb.summary.endswith(".")
     assert len(verb.summary) < 70
     assert verb.examples
-    for line, _ in verb.examples:
-        first, _, rest = line.partition(" ")
-        assert first == name
-        commands.parse_line(verb, rest.split(" < ")[0])
     help_text = verb.parser("%vm ").format_help()
+    shown = [line.strip() for line in help_text.split("examples:\n")[1].splitlines()]
+    for line in shown:
+        if not line.startswith("# "):
+            magic, first, *_ = line.split(" ", 2)
+            assert (magic, first) == ("%vm", name)
+            commands.parse_line(verb, line.partition(f" {name}")[2], names={})
     assert verb.summary in help_text
-    assert f"%vm {verb.examples[0][0]}" in help_text
+    for typed, _ in verb.examples:
+        assert (f"%vm {typed}" in help_text) is not typed.startswith("vmlab ")
+        assert f"vmlab {typed.removeprefix('vmlab ')}" in verb.parser("vmlab ").format_help()
     assert verb.group in commands.GROUPS
 
 
@@ -106,7 +148,7 @@ def test_memory_that_is_none(text):
         words.memory(text)
 
 
-@pytest.mark.parametrize("text", ["80", "8080:", ":80", "99999:80", "0:80", "a:b", "1:2:3"])
+@pytest.mark.parametrize("text", ["80", "8080:", ":80", "99999:80", "80:0", "a:b", "1:2:3"])
 def test_forwards_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError):
         words.forward(text)
@@ -133,16 +175,17 @@ def test_create_options_reach_the_lab():
     do(
         it,
         "create web desktop --memory 1G --vcpus 2 --disk 10G --add-disk 1G --add-disk 2G --forward 8080:80 -f 2222:22 "
-        '--sound --video vga --accel tcg --kernel-args "quiet splash" --boot cdrom,disk --no-start --force --clock now',
+        '--sound --video vga --accel tcg --kernel-args "quiet splash" --boot cdrom,disk --no-start --force --clock now '
+        "--reuse",
     )
     [(name, image, options)] = it.created
     assert (name, image) == ("web", "desktop")
     assert options.pop("progress") is not None
     assert options == {
         "memory": 1024, "vcpus": 2, "disk": 10 << 30, "disks": (1 << 30, 2 << 30), "firmware": None,
-        "boot": ("cdrom", "disk"), "network": None, "forwards": ((8080, 80), (2222, 22)), "sound": True, "video": "vga",
+        "boot": ("cdrom", "disk"), "way_out": None, "forwards": ((8080, 80), (2222, 22)), "sound": True, "video": "vga",
         "accelerator": "tcg", "kernel_args": "quiet splash", "clock": "now", "start": False, "bake": None,
-        "force": True,
+        "force": True, "reuse": True,
     }  # fmt: skip
 
 
@@ -375,7 +418,7 @@ def test_an_interrupt_reaches_every_guest(monkeypatch):
     threading.Thread(target=interrupt).start()
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        _many.run_script(machines, "sleep", QuietUI(), timeout=None, errors="show")
+        _scripts.run_script(machines, "sleep", QuietUI(), timeout=None, errors="show")
     assert time.monotonic() - started < 3
     assert all(machine.interrupted.is_set() for machine in machines)
 
@@ -407,11 +450,13 @@ def row(monkeypatch):
             return path
 
     class Three:
+        store = None
+
         def timeline(self, states, **options):
             asked.update(options, states=states)
             return Row()
 
-    monkeypatch.setattr("vmlab.diff.states", lambda lab, words: list(words))
+    monkeypatch.setattr("vmlab.study.which.states", lambda store, words: list(words))
     return Three(), asked
 
 
@@ -419,7 +464,7 @@ def row(monkeypatch):
     ("options", "layers"),
     [
         ("", diff.USUAL),
-        ("--all", diff.LAYERS),
+        ("--all", diff.PARTS),
         ("--inside --files", ("files", "inside")),
         ("--devices", ("registers", "devices")),
     ],
@@ -468,10 +513,10 @@ def test_diff_looks_at_strings_only_when_asked(monkeypatch):
         def strings(self):
             self.strings_asked = True
 
-    monkeypatch.setattr("vmlab.diff.states", lambda lab, words: list(words))
-    monkeypatch.setattr("vmlab.diff.make", lambda lab, words: Made())
-    assert not do(None, "diff a b").strings_asked
-    made = do(None, "diff a b --strings --files")
+    monkeypatch.setattr("vmlab.study.which.states", lambda store, words: list(words))
+    monkeypatch.setattr("vmlab.study.diff.make", lambda store, words: Made())
+    assert not do(argparse.Namespace(store=None), "diff a b").strings_asked
+    made = do(argparse.Namespace(store=None), "diff a b --strings --files")
     assert made.strings_asked
     assert set(made.compared) == {"files", "ram"}
 

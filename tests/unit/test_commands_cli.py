@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands_fakes import lab
+from help.fakes import lab
 
 from vmlab import cli
 from vmlab.errors import WrongState
@@ -162,7 +162,7 @@ def test_a_closed_pipe_is_no_error(tmp_path):
 
 
 def test_screenshot_is_written_where_no_pictures_can_be_shown(it, capsys, tmp_path, monkeypatch):
-    from commands_fakes import Machine, png
+    from help.fakes import Machine, png
 
     from vmlab.guest.screen import Screenshot
 

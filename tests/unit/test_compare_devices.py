@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from help.paused_qemu import QEMU, paused_qemu
+from help.ram_files import is_plain, write_stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paused_qemu import QEMU, paused_qemu
-from test_mapped_ram import is_plain, write_stream
 
 from vmlab.compare import device_names, vmstate
 from vmlab.compare.devices import compare_devices, read_devices, virtio
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.engine import mapped_ram
 from vmlab.errors import SnapshotDamaged, WrongState
 
@@ -31,9 +31,10 @@ MACHINE = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two states of one machine that never ran: as it starts, and with some devices moved through their ports."""
     path = tmp_path_factory.mktemp("devices")
+    with paused_qemu("-machine", "none") as qemu:
+        if "pc-q35-10.0" not in str(qemu.qmp("query-machines")):
+            pytest.skip("this QEMU does not know the machine type pc-q35-10.0")
     with paused_qemu(*MACHINE) as qemu:
-        if "pc-q35-10.0" not in qemu.hmp("info version") + str(qemu.qmp("query-machines")):
-            pytest.skip("this QEMU does not know the machine type")
         qemu.save(path / "before")
     with paused_qemu(*MACHINE) as qemu:
         qemu.out(0x60, 0xED, 0x06)  # keyboard: LEDs num lock and caps lock
@@ -51,13 +52,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def before(folder: Path) -> State:
-    return State("web/before", folder / "before")
+def before(folder: Path) -> Files:
+    return Files("web/before", folder / "before")
 
 
 @pytest.fixture(scope="module")
-def after(folder: Path) -> State:
-    return State("web/after", folder / "after")
+def after(folder: Path) -> Files:
+    return Files("web/after", folder / "after")
 
 
 def without_description(path: Path, target: Path) -> Path:
@@ -67,7 +68,7 @@ def without_description(path: Path, target: Path) -> Path:
     return target
 
 
-def test_what_was_moved_is_named(before: State, after: State) -> None:
+def test_what_was_moved_is_named(before: Files, after: Files) -> None:
     diff = compare_devices(before, after)
     seen = {
         (device.name, change.name): (change.before, change.after)
@@ -90,13 +91,13 @@ def test_what_was_moved_is_named(before: State, after: State) -> None:
     json.dumps(diff.to_json())
 
 
-def test_a_state_does_not_differ_from_itself(before: State) -> None:
+def test_a_state_does_not_differ_from_itself(before: Files) -> None:
     diff = compare_devices(before, before)
     assert not diff
     assert diff.summary.startswith("None of the")
 
 
-def test_it_is_fast(before: State, after: State) -> None:
+def test_it_is_fast(before: Files, after: Files) -> None:
     compare_devices(before, after)
     started = time.perf_counter()
     compare_devices(before, after)
@@ -104,7 +105,7 @@ def test_it_is_fast(before: State, after: State) -> None:
     assert time.perf_counter() - started < 0.5
 
 
-def test_every_byte_has_a_name(before: State) -> None:
+def test_every_byte_has_a_name(before: Files) -> None:
     """The sizes of all fields are the whole of each section; the CPU's are those of the architecture at reset."""
     devices = read_devices(before)
     assert devices.own_description
@@ -119,7 +120,7 @@ def test_every_byte_has_a_name(before: State) -> None:
     assert [device_names.field("cpu", f"env.regs[{n}]") for n in (0, 4, 15)] == ["RAX", "RSP", "R15"]
 
 
-def test_virtio_is_taken_apart(before: State) -> None:
+def test_virtio_is_taken_apart(before: Files) -> None:
     device = next(d for d in read_devices(before).devices if d.kind == "virtio-blk")
     fields = virtio(device.kind, next(iter(device.fields.values())).raw)
     assert fields is not None
@@ -129,8 +130,8 @@ def test_virtio_is_taken_apart(before: State) -> None:
     assert fields["PCI configuration"][:4] == bytes.fromhex("f41a0110")
 
 
-def test_a_stream_without_description_borrows_one(before: State, after: State, tmp_path: Path) -> None:
-    bare = State("web/bare", without_description(after.ram, tmp_path / "bare"))  # type: ignore[arg-type]
+def test_a_stream_without_description_borrows_one(before: Files, after: Files, tmp_path: Path) -> None:
+    bare = Files("web/bare", without_description(after.ram, tmp_path / "bare"))  # type: ignore[arg-type]
     borrowed, own = compare_devices(before, bare), compare_devices(before, after)
     assert [device.name for device in borrowed] == [device.name for device in own]
     assert not borrowed.undescribed
@@ -141,24 +142,24 @@ def test_a_stream_without_description_borrows_one(before: State, after: State, t
         else:
             assert borrowed[device.name] == device
     # With its base beside it, nothing else is needed.
-    based = State("web/based", bare.ram, ram_base=before.ram)
+    based = Files("web/based", bare.ram, ram_base=before.ram)
     assert [d.described for d in read_devices(based).devices] == [True] * len(own.changed + own.unchanged)
 
 
-def test_without_any_description_bytes_are_compared(before: State, after: State, tmp_path: Path) -> None:
-    one = State("one", without_description(before.ram, tmp_path / "one"))  # type: ignore[arg-type]
-    two = State("two", without_description(after.ram, tmp_path / "two"))  # type: ignore[arg-type]
+def test_without_any_description_bytes_are_compared(before: Files, after: Files, tmp_path: Path) -> None:
+    one = Files("one", without_description(before.ram, tmp_path / "one"))  # type: ignore[arg-type]
+    two = Files("two", without_description(after.ram, tmp_path / "two"))  # type: ignore[arg-type]
     diff = compare_devices(one, two)
     assert [device.name for device in diff] == [device.name for device in compare_devices(before, after)]
     assert set(diff.undescribed) == {device.name for device in diff}
 
 
-def test_an_offline_state_has_no_devices(before: State) -> None:
+def test_an_offline_state_has_no_devices(before: Files) -> None:
     with pytest.raises(WrongState, match="offline"):
-        compare_devices(before, State("web/off"))
+        compare_devices(before, Files("web/off"))
 
 
-def test_pandas(before: State, after: State) -> None:
+def test_pandas(before: Files, after: Files) -> None:
     pytest.importorskip("pandas")
     table = compare_devices(before, after).to_pandas()
     assert list(table.columns) == ["device", "field", "before", "after", "id", "path"]
@@ -173,7 +174,7 @@ def test_names_of_registers_and_flags() -> None:
 
 
 @pytest.fixture(scope="module")
-def small(before: State, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+def small(before: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The real devices behind a small RAM, so that thousands of damaged ones can be written."""
     assert before.ram is not None
     devices = mapped_ram.device_bytes(before.ram, mapped_ram.parse(before.ram))
@@ -194,7 +195,7 @@ def use(path: Path, describers: tuple[Path, ...] = ()) -> None:
             for field in device.fields.values():
                 assert field.value is None or isinstance(field.value, int | bytes | str)
         if describers:
-            compare_devices(State("a", path), State("b", describers[0]))
+            compare_devices(Files("a", path), Files("b", describers[0]))
     except SnapshotDamaged as error:
         is_plain(error)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vmlab.compare import picture
 from vmlab.compare.disk import BLOCK, compare_disks
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.errors import DiskUnreadable
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="needs qemu-img and qemu-io")
@@ -46,8 +46,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return layer(tmp_path_factory.mktemp("disks") / "base", "write -P 7 1M 2M", "write -P 9 40M 100k")
 
 
-def state(title: str, *disks: Path) -> State:
-    return State(title, disks=list(disks), disk_names=("vda", "vdb"))
+def state(title: str, *disks: Path) -> Files:
+    return Files(title, disks=list(disks), disk_names=("vda", "vdb"))
 
 
 def test_changed_extents_are_those_of_the_content(base: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_same_disk_and_other_numbers_of_disks(base: Path, tmp_path: Path) ->
     more = compare_disks(state("a", base), state("b", base, layer(tmp_path / "new")))
     assert more
     assert more["vdb"].summary == "vdb is there only after."
-    assert compare_disks(State("a"), State("b")).summary == "There are no disks."
+    assert compare_disks(Files("a"), Files("b")).summary == "There are no disks."
 
 
 def test_a_disk_that_grew(base: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from disk_images import (
+from help.disk_images import (
     FLAVOURS,
     Disorder,
     Truth,

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_images import Truth, gpt_disk, make_image, overlay, scratch, tool
+from help.disk_images import Truth, gpt_disk, make_image, overlay, scratch, tool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmlab.compare.blocks import Disk, differing
 from vmlab.compare.ext4 import Ext4
-from vmlab.compare.files import FilesDiff, FileState, compare_files, printable
+from vmlab.compare.files import FilesDiff, compare_files
+from vmlab.compare.filestate import FileState, printable
 from vmlab.compare.partitions import partitions
 from vmlab.errors import DiskUnreadable
 
@@ -229,7 +230,7 @@ def test_other_file_systems_are_never_called_equal(folder: Path) -> None:
     found = compare_files([before], [after])
     assert (found.equal, len(found)) == (False, 0)
     assert found.unread == [
-        "vda is btrfs, which vmlab cannot read; 4,096 bytes of it differ, see the disk layer."
+        "vda is btrfs, which vmlab cannot read; 4,096 bytes of it differ, see the part 'disk'."
     ]
     with pytest.raises(AssertionError, match="cannot be said to be unchanged"):
         found.unchanged("/x")

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from help.paused_qemu import QEMU, paused_qemu
+from help.ram_files import is_plain, write_stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paused_qemu import QEMU, paused_qemu
 from PIL import Image
-from test_mapped_ram import is_plain, write_stream
 
-from vmlab.compare import ram
-from vmlab.compare.ram import compare_ram, compare_strings, find_in_ram, physical, search_ram
-from vmlab.compare.state import Origin, State
+from vmlab.compare import ram, ramsearch, ramstrings
+from vmlab.compare.memory import physical
+from vmlab.compare.ram import compare_ram
+from vmlab.compare.ramsearch import find_in_ram, search_ram
+from vmlab.compare.ramstrings import compare_strings
+from vmlab.compare.state import Files, Origin
 from vmlab.engine import mapped_ram
 from vmlab.engine.mapped_ram import PAGE, STREAM_OFFSET
 from vmlab.errors import SnapshotDamaged, UsageError, WrongState
@@ -47,8 +50,8 @@ def written(path: Path, pages: dict[int, bytes], *, count: int = COUNT) -> Path:
     return write_stream(path, {"pc.ram": pages}, sizes={"pc.ram": count * PAGE})
 
 
-def state(path: Path, pages: dict[int, bytes], *, count: int = COUNT, base: Path | None = None) -> State:
-    return State(path.name, written(path, pages, count=count), ram_base=base)
+def state(path: Path, pages: dict[int, bytes], *, count: int = COUNT, base: Path | None = None) -> Files:
+    return Files(path.name, written(path, pages, count=count), ram_base=base)
 
 
 @many
@@ -63,7 +66,7 @@ def test_it_finds_exactly_what_differs(
     left = whole(base, one) if first.ram_base else whole(one)
     right = whole(base, other) if second.ram_base else whole(other)
     if based == "on it":
-        second = State("over one", second.ram, ram_base=first.ram)
+        second = Files("over one", second.ram, ram_base=first.ram)
         right = whole(one, other)
     diff = compare_ram(first, second)
     expected = (left != right).any(axis=1)
@@ -85,10 +88,10 @@ def test_what_two_states_share_is_not_read(tmp_path: Path) -> None:
     diff = compare_ram(first, second)
     assert diff.read == 3 * PAGE
     assert [(item.address, item.pages) for item in diff.ranges] == [(PAGE, 1), (9 * PAGE, 1)]
-    assert compare_ram(first, State("base", base)).read == 2 * PAGE
+    assert compare_ram(first, Files("base", base)).read == 2 * PAGE
     assert compare_ram(first, first).read == 0
     assert (
-        compare_ram(State("base", base), State("copy", written(tmp_path / "copy", {}))).read == COUNT * PAGE
+        compare_ram(Files("base", base), Files("copy", written(tmp_path / "copy", {}))).read == COUNT * PAGE
     )
 
 
@@ -120,7 +123,7 @@ def test_lists_of_changed_pages_alter_no_result(
     which: int,
 ) -> None:
     """A tree of states, each with a list of at least what it changed; one list may be damaged, and is then not used."""
-    states = {"root": State("root", written(tmp_path / "root", base), snapshot="root")}
+    states = {"root": Files("root", written(tmp_path / "root", base), snapshot="root")}
     seen = {"root": base}
     changed = []
     # root -> a -> b -> c, and root -> d
@@ -128,7 +131,7 @@ def test_lists_of_changed_pages_alter_no_result(
         seen[name] = seen[parent] | changes[number]
         step = origin(tmp_path / f"{name}.changed", parent, more[number] | set(changes[number]))
         changed.append(step.changed)
-        states[name] = State(
+        states[name] = Files(
             name,
             written(tmp_path / name, seen[name]),
             snapshot=name,
@@ -164,9 +167,9 @@ def test_lists_of_changed_pages_alter_no_result(
 
 def test_only_pages_in_a_list_are_read(tmp_path: Path) -> None:
     pages = dict.fromkeys(range(COUNT), b"base")
-    root = State("root", written(tmp_path / "root", pages), snapshot="root")
+    root = Files("root", written(tmp_path / "root", pages), snapshot="root")
     one, two, three = (
-        State(name, written(tmp_path / name, pages | own), snapshot=name, origins=(step,))
+        Files(name, written(tmp_path / name, pages | own), snapshot=name, origins=(step,))
         for name, own, step in (
             ("one", {1: b"x"}, origin(tmp_path / "1", "root", {1, 2})),
             ("two", {9: b"y"}, origin(tmp_path / "2", "root", {2, 9})),
@@ -245,7 +248,7 @@ def test_search_crosses_pages_and_holes(tmp_path: Path) -> None:
     assert len(some) == 10
     assert not some.complete
     assert some.summary == "The RAM of a contains 'x' more than 10 times."
-    assert [r.title for r in search_ram([one, State("off")], "needle")] == ["a"]
+    assert [r.title for r in search_ram([one, Files("off")], "needle")] == ["a"]
     json.dumps(some.to_json())
 
 
@@ -272,7 +275,7 @@ def test_search_finds_what_is_there(
 
 
 def test_long_runs_are_searched_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ram, "SEARCH_CHUNK", 2 * PAGE)
+    monkeypatch.setattr(ramsearch, "SEARCH_CHUNK", 2 * PAGE)
     pages = {n: bytes([65 + n]) * PAGE for n in range(COUNT)}
     one = state(tmp_path / "a", pages)
     for n in range(1, COUNT):
@@ -288,7 +291,7 @@ def test_nothing_cannot_be_searched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at most"):
         find_in_ram(one, bytes(2 << 20) + b"x")
     with pytest.raises(WrongState, match="offline"):
-        find_in_ram(State("off"), "x")
+        find_in_ram(Files("off"), "x")
 
 
 def test_strings_that_came_and_went(tmp_path: Path) -> None:
@@ -304,7 +307,7 @@ def test_strings_that_came_and_went(tmp_path: Path) -> None:
 
 
 def test_strings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ram, "STRING_PAGES", 2)
+    monkeypatch.setattr(ramstrings, "STRING_PAGES", 2)
     one = state(tmp_path / "a", {})
     two = state(tmp_path / "b", {n: b"string number %d" % n for n in (1, 4, 7, 9)})
     diff = compare_strings(one, two, compare_ram(one, two))
@@ -316,12 +319,12 @@ def test_strings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
     one = state(tmp_path / "a", {1: b"x"})
     with pytest.raises(SnapshotDamaged, match="is missing"):
-        compare_ram(one, State("b", tmp_path / "none"))
+        compare_ram(one, Files("b", tmp_path / "none"))
     with pytest.raises(WrongState, match="offline"):
-        compare_ram(one, State("off"))
+        compare_ram(one, Files("off"))
     other = written(tmp_path / "other", {}, count=4)
     with pytest.raises(SnapshotDamaged, match="another size"):
-        compare_ram(one, State("b", one.ram, ram_base=other))
+        compare_ram(one, Files("b", one.ram, ram_base=other))
 
 
 def test_pandas(tmp_path: Path) -> None:
@@ -341,7 +344,7 @@ def test_a_real_qemu_and_its_own_dump(tmp_path: Path) -> None:
         with paused_qemu("-machine", "q35", *loader, files=[("word", word)]) as qemu:
             qemu.hmp(f'pmemsave 0 {16 << 20} "dump"')
             dumps.append(np.frombuffer((qemu.folder / "dump").read_bytes(), np.uint8).reshape(-1, PAGE))
-            states.append(State(name, qemu.save(tmp_path / name)))
+            states.append(Files(name, qemu.save(tmp_path / name)))
     assert find_in_ram(states[0], b"first words").addresses == [0x234FFB]
     assert find_in_ram(states[1], "other words").addresses == [0x234FFB]
     assert not find_in_ram(states[1], "first words")
@@ -363,7 +366,7 @@ def test_a_damaged_file_gives_an_error_or_a_result(tmp_path: Path, data: st.Data
         at = data.draw(st.integers(STREAM_OFFSET, STREAM_OFFSET + 200))
         content[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4) | st.just(b"\xff" * 4))
     (tmp_path / "bad").write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
-    bad = State("bad", tmp_path / "bad")
+    bad = Files("bad", tmp_path / "bad")
     try:
         diff = compare_ram(good, bad)
         diff.heat_map()

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+from help.paused_qemu import QEMU, paused_qemu
 from hypothesis import given
 from hypothesis import strategies as st
-from paused_qemu import QEMU, paused_qemu
 
 from vmlab.compare.registers import compare_registers, parse_registers, read_registers
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.errors import SnapshotDamaged, WrongState
 
 #: As QEMU 10.0 writes it for a Linux guest in long mode.
@@ -42,9 +42,9 @@ XMM00=0000000000003e6a 0000000000000001 XMM01=0000000000003e6a 0000000000000000
 """
 
 
-def state(folder: Path, name: str, text: str) -> State:
+def state(folder: Path, name: str, text: str) -> Files:
     (folder / name).write_text(text)
-    return State(name, registers=folder / name)
+    return Files(name, registers=folder / name)
 
 
 def test_every_number_of_the_report_has_a_name() -> None:
@@ -112,9 +112,9 @@ def test_what_is_no_report(tmp_path: Path) -> None:
         with pytest.raises(SnapshotDamaged, match="cannot be read"):
             read_registers(state(tmp_path, "bad", text))
     with pytest.raises(SnapshotDamaged):
-        read_registers(State("gone", registers=tmp_path / "none"))
+        read_registers(Files("gone", registers=tmp_path / "none"))
     with pytest.raises(WrongState, match="offline"):
-        read_registers(State("off"))
+        read_registers(Files("off"))
 
 
 @given(st.text(max_size=300) | st.lists(st.sampled_from(LINUX.split(" ")), max_size=60).map(" ".join))

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from vmlab.compare.screen import MOST_BOXES, TILE, compare_screens
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.errors import SnapshotDamaged, WrongState
-from vmlab.render import compare_screen
+from vmlab.views import compare_screen
 
 
-def screen(path: Path, *rectangles: tuple[int, int, int, int], size: tuple[int, int] = (320, 200)) -> State:
+def screen(path: Path, *rectangles: tuple[int, int, int, int], size: tuple[int, int] = (320, 200)) -> Files:
     image = Image.new("RGB", size, (20, 40, 80))
     for x, y, width, height in rectangles:
         ImageDraw.Draw(image).rectangle((x, y, x + width - 1, y + height - 1), fill=(250, 200, 0))
     image.save(path, "PNG")
-    return State(path.stem, screen=path)
+    return Files(path.stem, screen=path)
 
 
 def test_changed_areas(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_many_boxes_are_put_together(tmp_path: Path) -> None:
 
 def test_the_view_needs_no_scripts(tmp_path: Path) -> None:
     before, after = screen(tmp_path / "a.png"), screen(tmp_path / "b.png", (5, 5, 9, 9))
-    diff = compare_screens(State("<b>one</b>", screen=before.screen), after)
+    diff = compare_screens(Files("<b>one</b>", screen=before.screen), after)
     html = diff._repr_html_()
     assert "<script" not in html
     assert not re.search(r"\son\w+=", html)
@@ -116,8 +116,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     for name, content in (("cut", data[: len(data) // 2]), ("none", b""), ("text", b"hello")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SnapshotDamaged, match="screen of bad"):
-            compare_screens(good, State("bad", screen=tmp_path / name))
+            compare_screens(good, Files("bad", screen=tmp_path / name))
     with pytest.raises(SnapshotDamaged):
-        compare_screens(good, State("bad", screen=tmp_path / "gone"))
+        compare_screens(good, Files("bad", screen=tmp_path / "gone"))
     with pytest.raises(WrongState, match="no screen"):
-        compare_screens(good, State("off"))
+        compare_screens(good, Files("off"))

@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import disk_images
 import numpy as np
 import pytest
-from disk_images import Disorder, can_mount, check, make_image, mounted, overlay, tool, truth
+from help import disk_images
+from help.disk_images import Disorder, can_mount, check, make_image, mounted, overlay, tool, truth
 
 from vmlab.compare.blocks import Disk, Mapped, Segment
 from vmlab.compare.files import FilesDiff, compare_files
 from vmlab.compare.lvm import logical_volumes
 from vmlab.compare.walk import LIBRARIES, Walk
 from vmlab.errors import DiskUnreadable
-from vmlab.timeline import find_file
+from vmlab.study.timeline import find_file
 
 SBIN = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
@@ -458,7 +458,7 @@ def test_the_process_ends_with_the_result(folder: Path) -> None:
     shutil.copy(image, after)
     mtools("mdel", "-i", after, "::one")
     found = compare_files([image], [after])
-    walk = found._trees[0].places[0].fs._walk  # type: ignore[attr-defined]
+    walk = found._sides[0].places[0].fs._walk  # type: ignore[attr-defined]
     process = walk._process
     assert process.poll() is None
     del walk, found

@@ -1,4 +1,4 @@
-"""Live consoles without a guest: what is saved, what the page may say, whom the gateway lets in."""
+"""Live consoles without a guest: what is saved, what the page may say, whom the web console lets in."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ import threading
 import time
 from pathlib import Path
 
-import commands_fakes
 import pytest
+from help import fakes
 from PIL import Image
 
 import vmlab
 from vmlab import commands
 from vmlab.commands import _terminal
-from vmlab.commands.ui import QuietUI
 from vmlab.errors import UsageError, WrongState
-from vmlab.gateway.__main__ import FILES, ConsoleKeys, Doors
 from vmlab.guest.screen import Screenshot
 from vmlab.notebook import console as consoles
+from vmlab.notebook import frontend
 from vmlab.notebook.console import SAVED, VIEW, Console, Consoles
-from vmlab.store.records import MachineSpec
+from vmlab.records import Hardware
+from vmlab.render import surface
+from vmlab.webconsole.__main__ import FILES, ConsoleKeys, Doors
 
 TRAITS = {"machine", "uuid", "kind", "mode", "read_only", "minimised"}
 
 
-class Machine(commands_fakes.Machine):
+class Machine(fakes.Machine):
     """A machine with a screen."""
 
     uuid = "7c1f0000-0000-4000-8000-000000000000"
     size = (1280, 800)
-    spec = MachineSpec(memory=64, vcpus=1, tablet=True)
+    spec = Hardware(memory=64, vcpus=1, tablet=True)
 
     def screenshot(self):
         if self.state == "off":
             raise WrongState(f"{self.name} is off; it has no screen to show.")
-        return Screenshot.open(commands_fakes.png(*self.size))
+        return Screenshot.open(fakes.png(*self.size))
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_the_state_holds_names_only(web):
 def test_a_picture_stands_beside_the_widget(web, size, width):
     web.size = size
     data, metadata = Console(web)._repr_mimebundle_()
-    assert set(data) == {VIEW, SAVED, "text/plain", "image/png"}
+    assert set(data) == {SAVED, "text/plain", "image/png"}
     picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert picture.width == width
     assert metadata["image/png"]["width"] == width
@@ -99,16 +100,61 @@ def test_a_picture_stands_beside_the_widget(web, size, width):
 def test_a_machine_that_is_off_has_words_and_no_picture(web):
     web.state = "off"
     data, metadata = Console(web)._repr_mimebundle_()
-    assert set(data) == {VIEW, SAVED, "text/plain"}
+    assert set(data) == {SAVED, "text/plain"}
     assert "Screen of web (off)" in data["text/plain"]
     assert metadata == {}
 
 
 def test_a_serial_line_keeps_its_last_lines(web):
     data, _ = Console(web, kind="serial")._repr_mimebundle_()
-    assert set(data) == {VIEW, SAVED, "text/plain"}
+    assert set(data) == {SAVED, "text/plain"}
     assert "40 lines" in data["text/plain"]
     assert "%vm console web --serial" in data["text/plain"]
+
+
+PAGE, CLIENT = "0b2e4c3a-7a50-4f0e-9a58-0f7f6b0d1c11", "7d3f2b1c-77aa_4242_17"
+
+
+@pytest.mark.parametrize(
+    ("cell", "by", "stdin", "served", "front", "view", "model"),
+    [
+        (
+            "1f3c",
+            PAGE,
+            True,
+            True,
+            "ours",
+            False,
+            True,
+        ),  # JupyterLab, Notebook 7: our extension finds the widget
+        ("1f3c", PAGE, True, False, "foreign", True, True),
+        ("vscode-notebook-cell:/a.ipynb#W0", PAGE, True, True, "foreign", True, True),
+        (None, PAGE, True, True, "foreign", True, True),  # older pages
+        (None, CLIENT, False, True, "nobody", False, False),  # nbclient, nbconvert --execute, papermill
+        (None, CLIENT, False, False, "nobody", False, False),
+        (None, CLIENT, True, False, "text", False, False),  # jupyter console
+    ],
+)
+def test_a_widgets_view_is_only_where_a_page_needs_it(
+    web, monkeypatch, cell, by, stdin, served, front, view, model
+):
+    class Shell:
+        def get_parent(self):
+            return {
+                "header": {"msg_id": by},
+                "metadata": {"cellId": cell} if cell else {},
+                "content": {"allow_stdin": stdin},
+            }
+
+    monkeypatch.setattr(frontend, "get_ipython", Shell)
+    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
+    monkeypatch.delenv(surface.SERVED, raising=False)
+    if served:
+        monkeypatch.setenv(surface.SERVED, "1")
+    assert frontend.front_end() == front
+    data, _ = Console(web)._repr_mimebundle_()
+    assert (VIEW in data, "model_id" in data[SAVED]) == (view, model)
+    assert {"image/png", "text/plain"} < set(data)
 
 
 def test_several_side_by_side(web):
@@ -135,8 +181,8 @@ def test_closing_leaves_the_last_picture(web, monkeypatch):
     console.close()
     console.close()
     (first, shown), (last, replaced) = published
-    assert VIEW in first
-    assert VIEW not in last
+    assert SAVED in first
+    assert SAVED not in last
     assert "when the console was closed" in last["text/plain"]
     assert "image/png" in last
     assert replaced == {**shown, "update": True}
@@ -168,7 +214,7 @@ def test_input_reaches_the_machine_in_order(web, said):
 
 
 def test_without_a_tablet_clicks_are_refused_and_keys_go_on(web, said):
-    web.spec = MachineSpec(memory=64, vcpus=1, tablet=False)
+    web.spec = Hardware(memory=64, vcpus=1, tablet=False)
     events = [{"type": "down", "x": 1, "y": 1, "button": "left"}, {"type": "text", "text": "x"}]
     Console(web)._answer({"do": "input", "events": events})
     assert web.done == [("type", "x")]
@@ -220,16 +266,16 @@ def test_widgets_are_loaded_when_one_is_shown():
 
 def test_a_terminal_is_one_serial_line():
     verb = commands.verb("console")
-    lab = commands_fakes.lab()
+    lab = fakes.lab()
     with pytest.raises(UsageError, match="one machine"):
-        verb.run(lab, commands.parse(verb, ["web", "db", "--serial"]), QuietUI())
+        verb.run(lab, commands.parse(verb, ["web", "db", "--serial"]), fakes.QuietUI())
     with pytest.raises(UsageError, match="needs a terminal"):
-        verb.run(lab, commands.parse(verb, ["web", "--serial"]), QuietUI())
+        verb.run(lab, commands.parse(verb, ["web", "--serial"]), fakes.QuietUI())
 
 
 def test_the_package_shows_consoles():
-    assert vmlab._console.surface is not None
-    assert vmlab._console.surface([Machine("web")], "screen", {}) is None  # pytest is no kernel
+    assert vmlab._surface.surface is not None
+    assert vmlab._surface.surface([Machine("web")], "screen", {}) is None  # pytest is no kernel
 
 
 # a terminal as the serial line -------------------------------------------------------------------------------------
@@ -293,7 +339,7 @@ def test_a_terminal_is_left_while_the_guest_writes_without_pause(tmp_path, monke
         left = []
         threads = [
             threading.Thread(target=run, daemon=True)
-            for run in (write, see, person, lambda: left.append(_terminal.attach(guest, QuietUI())))
+            for run in (write, see, person, lambda: left.append(_terminal.attach(guest, fakes.QuietUI())))
         ]
         for thread in threads:
             thread.start()
@@ -308,7 +354,7 @@ def test_a_terminal_is_left_while_the_guest_writes_without_pause(tmp_path, monke
     assert guest.typed == b"typed and left"
 
 
-# whom the gateway lets in ------------------------------------------------------------------------------------------
+# whom the web console lets in --------------------------------------------------------------------------------------
 
 
 def test_an_invitation_works_once():

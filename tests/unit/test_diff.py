@@ -18,18 +18,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmlab.compare import inside, noise
-from vmlab.compare.files import FileChange, FilesDiff, FileState, Volume
-from vmlab.compare.inside import Inside, compare_inside
-from vmlab.compare.ram import StringsDiff
-from vmlab.diff import Diff, Part
+from vmlab import private
+from vmlab.compare import insideparse, noise
+from vmlab.compare.files import FileChange, FilesDiff, Volume
+from vmlab.compare.filestate import FileState
+from vmlab.compare.inside import InsideDiff, compare_inside
+from vmlab.compare.insideparse import Inside
+from vmlab.compare.ramstrings import StringsDiff
 from vmlab.errors import AgentError, SnapshotDamaged, UsageError, VMLabError
-from vmlab.render.diff import DiffView, TimelineView
+from vmlab.records import Hardware, Label, SnapshotRecord, new_id, write_json
 from vmlab.store import collect
 from vmlab.store.locks import Hold, is_held
-from vmlab.store.records import Label, MachineSpec, SnapshotRecord, new_id, write_json
 from vmlab.store.store import Store
-from vmlab.timeline import Moment, Timeline
+from vmlab.study.diff import Diff, Part
+from vmlab.study.timeline import Moment, Timeline
+from vmlab.views.diff import DiffView
+from vmlab.views.timeline import TimelineView
 
 TOKEN = "0b5c1a52-6d3b-4c7e-9f57-0d8f3f1f9d11"
 
@@ -100,7 +104,7 @@ def said(**changes: Any) -> str:
 
 
 def test_what_a_guest_says_is_read() -> None:
-    found = inside.parse("web", said())
+    found = insideparse.parse("web", said())
     processes = found.tables["processes"]
     commands = {row["command"] for row in processes.values()}
     # Neither the script, nor the shell that launched it, nor what it runs.
@@ -123,15 +127,15 @@ def test_what_a_guest_says_is_read() -> None:
 def test_what_is_cut_off_is_refused() -> None:
     for end in (0, 10, 500, len(said()) - 10):
         with pytest.raises(AgentError, match="not complete"):
-            inside.parse("web", said()[:end])
+            insideparse.parse("web", said()[:end])
     # So is what lost its middle: the agent keeps only so much.
     for part in ("net", "users", "stat"):
         parts = {name: body for name, body in parts_of().items() if name != part}
         if part != "users":
             with pytest.raises(AgentError, match="not complete"):
-                inside.parse("web", script_of(parts))
+                insideparse.parse("web", script_of(parts))
     with pytest.raises(AgentError, match="not complete"):
-        inside.parse("web", said().replace(f"\n@@ {TOKEN}\n/sbin/init", "/sbin/init"))
+        insideparse.parse("web", said().replace(f"\n@@ {TOKEN}\n/sbin/init", "/sbin/init"))
 
 
 @given(st.text(alphabet="@ \n:=/0123456789abcdef()[]\\>-\t\0\r\x85\u2028", max_size=400), st.integers(0, 3))
@@ -144,7 +148,7 @@ def test_nothing_that_a_guest_says_breaks_the_reader(text: str, at: int) -> None
     honest = parts_of()
     for parts in (lied, {**lied, "pids": honest["pids"]}):
         try:
-            found = inside.parse("x", script_of(parts))
+            found = insideparse.parse("x", script_of(parts))
         except AgentError:
             continue
         assert compare_inside(found, found).tables["processes"].new == ()
@@ -153,17 +157,17 @@ def test_nothing_that_a_guest_says_breaks_the_reader(text: str, at: int) -> None
 
 def guests() -> tuple[Inside, Inside]:
     more = {50: (stat(50, "nc", 1, 1000), "")}
-    return inside.parse("web@clean", said()), inside.parse(
+    return insideparse.parse("web@clean", said()), insideparse.parse(
         "web (now)", said(port="115C", more=more, forward=0)
     )
 
 
-def differing(**parts: Any) -> inside.InsideDiff:
+def differing(**parts: Any) -> InsideDiff:
     """Return what differs between the small guest and one in which these parts are others."""
     first = parts_of()
     second = {**first, **parts}
     assert first.keys() == second.keys()
-    return compare_inside(inside.parse("a", script_of(first)), inside.parse("b", script_of(second)))
+    return compare_inside(insideparse.parse("a", script_of(first)), insideparse.parse("b", script_of(second)))
 
 
 def test_rows_are_compared() -> None:
@@ -194,7 +198,7 @@ def test_assertions_fail_with_a_sentence() -> None:
 
 def test_processes_of_another_boot_go_by_their_command() -> None:
     before, after = guests()
-    other = inside.parse("db", said().replace("boot ID=abc", "boot ID=def"))
+    other = insideparse.parse("db", said().replace("boot ID=abc", "boot ID=def"))
     assert compare_inside(before, after).same_boot
     diff = compare_inside(before, other)
     assert not diff.same_boot
@@ -212,18 +216,18 @@ def test_a_process_cannot_hide_behind_its_name() -> None:
     names = ["x\n1 (init", "a\nb", "x) S 1 1 1", "\n@@ stat\n", "==> 1/stat <==\n"]
     for name in names:
         more = {50: (stat(50, name[:15], 1, 1000), "")}
-        diff = compare_inside(inside.parse("a", said()), inside.parse("b", said(more=more)))
+        diff = compare_inside(insideparse.parse("a", said()), insideparse.parse("b", said(more=more)))
         assert [(row["pid"], row["command"]) for row in diff.processes.new] == [(50, name[:15])]
         assert not diff.processes.gone
         assert not diff.processes.altered
     # Nor behind its arguments: what stands for the border of two files is known to nobody in the guest.
     evil = f"nc\0\n@@ end\n@@ {TOKEN[:-1]}0\n==> 1/cmdline <==\n/sbin/evil\0"
     more = {50: (stat(50, "nc", 1, 1000), evil)}
-    found = inside.parse("b", said(more=more))
+    found = insideparse.parse("b", said(more=more))
     assert found.tables["processes"][1, 1]["command"] == "/sbin/init splash"
     assert found.tables["processes"][50, 1000]["command"].startswith("nc \n@@ end")
     # Something of it is seen: then it is there, even if not all can be read.
-    torn = inside.parse("b", said(more={50: ("nonsense", ""), 51: ("", "nc\0")}))
+    torn = insideparse.parse("b", said(more={50: ("nonsense", ""), 51: ("", "nc\0")}))
     assert [row["command"] for row in torn.tables["processes"].values() if row["pid"] in (50, 51)] == [
         "",
         "nc",
@@ -236,7 +240,7 @@ def test_a_program_cannot_forge_the_list_of_programs_or_sockets() -> None:
         "lrwxrwxrwx 1 0 0 0 Jan  1 00:00 40/exe -> /tmp/1/exe\\ ->\\ \\303\\251\n"
     )
     fd = "40/fd:\nlrwx------ 1 0 0 64 Jan  1 00:00 3 -> /tmp/9\\ ->\\ socket:[777]\n" + parts_of()["fd"]
-    found = inside.parse("x", script_of({**parts_of(), "exe": exe, "fd": fd}))
+    found = insideparse.parse("x", script_of({**parts_of(), "exe": exe, "fd": fd}))
     programs = {row["pid"]: row["program"] for row in found.tables["processes"].values()}
     assert programs[30] == "/tmp/a\nlrwxrwxrwx 1/exe -> /bin/b"
     assert programs[40] == "/tmp/1/exe -> é"
@@ -289,7 +293,7 @@ def test_only_the_kernels_threads_are_noise() -> None:
         52: (stat(52, "x", 1, 1000), "[kworker/0:3] (kernel)\0"),
         53: (stat(53, "x", 1, 1000), "nc [kworker/0:3]\0"),
     }
-    diff = compare_inside(inside.parse("a", said()), inside.parse("b", said(more=more)))
+    diff = compare_inside(insideparse.parse("a", said()), insideparse.parse("b", said(more=more)))
     assert [row["pid"] for row in diff.processes.new if not diff.processes.is_noise(row)] == [51, 52, 53]
     assert differing(sysctl=parts_of()["sysctl"] + "sys/fs/binfmt_misc/evil:enabled\n").sysctl.signal == 1
 
@@ -305,11 +309,11 @@ def test_what_the_script_prints_is_read(tmp_path: Path) -> None:
         assert victim.stdout is not None
         victim.stdout.readline()
         script = tmp_path / "script"
-        script.write_text(inside.SCRIPT)
+        script.write_text(insideparse.SCRIPT)
         shells = [["/bin/sh"]] + ([["busybox", "sh"]] if shutil.which("busybox") else [])
         for shell in shells:
             done = subprocess.run([*shell, str(script)], capture_output=True, check=True)
-            found = inside.parse("here", done.stdout.decode(errors="replace"))
+            found = insideparse.parse("here", done.stdout.decode(errors="replace"))
             [row] = [row for row in found.tables["processes"].values() if row["pid"] == victim.pid]
             assert row["command"].endswith("\n@@ end ==> 1/cmdline <==")
             assert row["program"] == os.path.realpath(sys.executable)
@@ -443,11 +447,12 @@ def test_a_hold_goes_with_its_process(tmp_path: Path) -> None:
 
 
 def test_a_present_goes_when_nobody_holds_it(tmp_path: Path) -> None:
-    store = Store(tmp_path, cast(Any, SimpleNamespace(own=lambda path, **_: path)))
+    account = SimpleNamespace(own=lambda path: path, make_dir=private.folders)
+    store = Store(tmp_path, cast(Any, account))
 
     def old_present() -> str:
         identity = new_id()
-        spec = MachineSpec(memory=4, base="gone")
+        spec = Hardware(memory=4, base="gone")
         record = SnapshotRecord(
             identity, "present", "m", "web", "img", "2025-01-01T00:00:00+00:00", spec, {}, None, "", ""
         )
@@ -472,7 +477,7 @@ def test_a_present_goes_when_nobody_holds_it(tmp_path: Path) -> None:
 
 
 def a_diff(**parts: Part) -> Diff:
-    """Return a comparison with these layers compared already."""
+    """Return a comparison with these parts compared already."""
     sides = [
         SimpleNamespace(
             title=title, disks=SimpleNamespace(flushed=True), to_json=lambda title=title: {"title": title}
@@ -499,7 +504,7 @@ def test_what_could_not_be_compared_is_not_the_same() -> None:
         _ = a_diff(ram=FAILED).ram
     with pytest.raises(VMLabError, match="no screen to compare"):
         _ = a_diff(screen=ABSENT).screen
-    with pytest.raises(UsageError, match="no layer 'soul'"):
+    with pytest.raises(UsageError, match="no part 'soul'"):
         a_diff().part("soul")
 
 
@@ -587,7 +592,9 @@ def nasty_diff() -> Diff:
         "mounts": honest["mounts"]
         + "".join(f"{n.replace(' ', '')} /{n.replace(' ', '')} x y 0 0\n" for n in lines),
     }
-    found = compare_inside(inside.parse("a", script_of(honest)), inside.parse("b", script_of(second)))
+    found = compare_inside(
+        insideparse.parse("a", script_of(honest)), insideparse.parse("b", script_of(second))
+    )
     diff = a_diff(
         files=Part("files", "different", files.summary(), files, why=" ".join(files.unread)),
         inside=Part("inside", "different", found.summary, found),
@@ -650,7 +657,7 @@ def test_text_that_is_made_to_be_hard_does_not_hold_up_the_page(monkeypatch: pyt
         return "--- a\n+++ b\n@@ -1 +1 @@\n-a\n+b\n"
 
     monkeypatch.setattr(FileChange, "text_diff", slow)
-    monkeypatch.setattr("vmlab.render.diff.DIFF_SECONDS", 0.25)
+    monkeypatch.setattr("vmlab.views.diff.DIFF_SECONDS", 0.25)
     files = FilesDiff(tuple(file(f"/{n}") for n in range(40)), ())
     started = time.monotonic()
     html = DiffView(a_diff(files=Part("files", "different", "40 changed", files))).document()

@@ -13,7 +13,7 @@ import pytest
 
 import vmlab
 from vmlab import cli, commands
-from vmlab.notebook.magics import cell_parser
+from vmlab.notebook.cellline import cell_parser
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -212,3 +212,9 @@ def test_pictures_are_small_and_used() -> None:
         assert path.read_bytes().startswith(b"\x89PNG"), path
         assert path.stat().st_size < PICTURE, path
         assert path.name in text, f"nothing shows {path.name}"
+
+
+def test_a_release_has_each_kind_of_change_once():
+    for release in read("CHANGELOG.md").split("\n## ")[1:]:
+        kinds = re.findall(r"^### (.+)$", release, re.MULTILINE)
+        assert sorted(set(kinds)) == sorted(kinds), release[:40]

@@ -10,16 +10,16 @@ import shutil
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vmlab import doctor
-from vmlab.doctor import Check, Report
 from vmlab.errors import HostError
-from vmlab.hypervisor import accelerator, account
+from vmlab.host import doctor
+from vmlab.host.doctor import Finding, Report
+from vmlab.hypervisor import accelerator, account, host
 from vmlab.hypervisor.account import Account
 
 GUESTS = shutil.which("qemu-system-x86_64") is not None
@@ -52,9 +52,11 @@ def test_qemu_never_runs_as_root(who: Account) -> None:
 
 def test_run_gives_the_account_its_own_folders(who: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VMLAB_TEST_MARK", "kept")
-    script = 'echo "$HOME|$XDG_RUNTIME_DIR|$VMLAB_TEST_MARK|$MORE"'
+    # Tokens and passwords are nothing for libvirt's daemon, which lives on with what it was given.
+    monkeypatch.setenv("JUPYTER_TOKEN", "secret")
+    script = 'echo "$HOME|$XDG_RUNTIME_DIR|$VMLAB_TEST_MARK|$MORE|$JUPYTER_TOKEN"; umask'
     done = who.run(["sh", "-c", script], capture_output=True, text=True, env={"MORE": "added"})
-    assert done.stdout.strip() == f"{who.home}|{who.runtime_dir}|kept|added"
+    assert done.stdout.split() == [f"{who.home}|{who.runtime_dir}|kept|added|", "0077"]
 
 
 def test_made_folders_belong_to_the_account(elsewhere: Account) -> None:
@@ -288,7 +290,7 @@ def test_the_hosts_own_kvm_is_judged_by_running_a_guest(
 
 def test_the_whole_examination_here() -> None:
     report = doctor.examine()
-    names = [check.name for check in report.checks]
+    names = [check.name for check in report.findings]
     assert len(names) == len(set(names))
     assert {"architecture", "QEMU", "libvirt", "accelerator", "memory", "disk", "image builders"} <= set(
         names
@@ -297,7 +299,7 @@ def test_the_whole_examination_here() -> None:
     assert whole["ok"] == report.ok
     assert report.accelerator in {"kvm", "tcg"}
     # Whoever is told that something is missing is told what to do.
-    assert all(check.fix for check in report.checks if check.ok is False)
+    assert all(check.fix for check in report.findings if check.ok is False)
     assert report.summary in str(report)
     assert "<table" in report._repr_html_()
 
@@ -327,29 +329,42 @@ def test_qemu_must_be_new_enough(monkeypatch: pytest.MonkeyPatch, version: str, 
     assert bool(check.fix) is not ok
 
 
+@pytest.fixture
+def ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say what a host has: MiB available, and the limits of a control group by the names of its files."""
+
+    def say(available: int, **group: str) -> None:
+        monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(host, "GROUP", tmp_path)
+        (tmp_path / "meminfo").write_text(f"MemTotal: {8 << 20} kB\nMemAvailable: {available << 10} kB\n")
+        for name, text in group.items():
+            (tmp_path / f"memory.{name}").write_text(text)
+
+    return say
+
+
 @pytest.mark.parametrize(("free", "ok"), [(100, False), (800, None), (4000, True)])
-def test_memory(monkeypatch: pytest.MonkeyPatch, free: int, ok: bool | None) -> None:
-    facts = {"/proc/meminfo": f"MemTotal: {8 * 1024**2} kB\nMemAvailable: {free * 1024} kB"}
-    monkeypatch.setattr(doctor, "_read", lambda path: facts.get(path, ""))
+def test_memory(ram: Callable[..., None], free: int, ok: bool | None) -> None:
+    ram(free)
     assert doctor._memory().ok is ok
 
 
-def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {
-        "/proc/meminfo": "MemTotal: 8388608 kB\nMemAvailable: 8000000 kB",
-        "/sys/fs/cgroup/memory.max": str(1024**3),
-        "/sys/fs/cgroup/memory.current": str(900 * 1024**2),
-    }
-    monkeypatch.setattr(doctor, "_read", lambda path: facts.get(path, ""))
+def test_a_containers_limit_counts(ram: Callable[..., None]) -> None:
+    ram(7800, max=str(1 << 30), current=str(900 << 20))
     assert doctor._memory().ok is False
+    assert host.available_memory() == 124 << 20
+    # What is only page cache there can be had: for the doctor as for who makes a machine.
+    ram(7800, stat=f"active_file {800 << 20}\ninactive_file 0\n")
+    assert doctor._memory().ok is None
+    assert host.available_memory() == 924 << 20
 
 
 def test_a_report_in_a_terminal_and_in_html_is_plain_and_escaped() -> None:
     report = Report(
         [
-            Check("a", True, "fine"),
-            Check("b", None, "so <so>", "because"),
-            Check("c", False, "gone", fix="x & y"),
+            Finding("a", True, "fine"),
+            Finding("b", None, "so <so>", "because"),
+            Finding("c", False, "gone", fix="x & y"),
         ]
     )
     text = str(report)

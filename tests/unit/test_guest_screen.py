@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from help.markup import parse
 from PIL import Image
 
 from vmlab.errors import HypervisorError, UsageError, VMLabError, WrongState
@@ -58,7 +59,10 @@ def test_array() -> None:
 def test_png_round_trip_and_formats(tmp_path: Path) -> None:
     image = Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3))
     shot = Screenshot(image, "web")
-    assert Screenshot.open(shot._repr_png_()) == shot
+    data, metadata = shot._repr_png_()
+    assert Screenshot.open(data) == shot
+    assert metadata == {"alt": "screen of web"}  # nbconvert reads it; JupyterLab takes the HTML
+    assert parse(shot._repr_html_()).tags[-3:] == ["figure", "img", "figcaption"]
     assert Screenshot.open(shot.save(tmp_path / "a.png")) == shot
     assert Screenshot.open(shot.save(tmp_path / "a.ppm")) == shot
     assert shot.size == (40, 30)

@@ -151,14 +151,15 @@ class Locked(Machine):
     """A machine whose guest is ours."""
 
     def __init__(self, folder: Path, line: Line) -> None:
-        store = SimpleNamespace(lock=lambda name, *what, **how: locked(folder / f"{name}.lock", *what, **how))
-        super().__init__(SimpleNamespace(store=store), "web")  # type: ignore[arg-type]
+        store = SimpleNamespace(
+            lock=lambda name, *what, **how: locked(folder / f"{name}.lock", *what, **how),
+            lock_path=lambda name: folder / f"{name}.lock",
+            machine=lambda name: name,
+        )
+        super().__init__(store, "web")  # type: ignore[arg-type]
         self.opened = threading.Event()
         self.guest = guest(line)
         self.guest.open_serial = lambda: (self.opened.set(), line)[1]
-
-    def _settle_identity(self) -> None:
-        pass
 
     def _domain(self):  # type: ignore[no-untyped-def, override]
         return self.guest

@@ -182,6 +182,13 @@ def test_a_checksum_that_differs(take, raw, tmp_path):
     assert nothing_left(tmp_path)
 
 
+def test_hardware_that_no_machine_has_is_refused(take, raw, tmp_path):
+    for options in ({"disk_bus": "ide"}, {"nic": "ne2000"}, {"firmware": "coreboot"}):
+        with pytest.raises(UsageError, match="There is no"):
+            take(raw, **options)
+    assert nothing_left(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "abc", "g" * 64, "0" * 63])
 def test_what_is_no_checksum(text):
     with pytest.raises(UsageError):
@@ -247,9 +254,10 @@ def test_truncated_raw_and_cd(take, raw, iso):
     [
         (b"", "is empty"),
         (b"Dear reader, " * 100, "neither a disk nor a CD"),
-        (b"\xfd7zXZ\0" + bytes(600), "is compressed"),
-        (b"KDMV" + bytes(600), "format vmdk"),
-        (b"vhdxfile" + bytes(600), "format vhdx"),
+        (b"\xfd7zXZ\0" + bytes(600), "cannot be unpacked"),
+        (b"KDMV" + bytes(600), "VMDK"),
+        (b"vhdxfile" + bytes(600), "damaged"),
+        (b"QFI\xfb" + bytes(6), "damaged"),
     ],
 )
 def test_what_is_no_disk(take, tmp_path, start, words):

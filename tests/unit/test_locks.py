@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmlab.errors import Busy
-from vmlab.store.locks import locked
+from vmlab.store.locks import locked, remove
 
 HOLDER = """
 import sys
@@ -47,7 +47,7 @@ def test_a_lock_can_be_taken_again_and_again(tmp_path: Path) -> None:
     for _ in range(3):
         with locked(path, "start"), locked(path, "snapshot"):
             pass
-    assert path.read_bytes() == b""
+    assert not path.exists()
 
 
 def test_the_second_is_told_who_holds_it_and_what_for(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
     with locked(path, "start", timeout=30):
         holder.wait()
     # What the dead one left in the file fools nobody later.
-    assert path.read_bytes() == b""
+    assert not path.exists()
 
 
 def test_a_lock_is_released_by_an_error(tmp_path: Path) -> None:
@@ -135,3 +135,41 @@ def test_a_program_that_is_started_meanwhile_does_not_inherit_it(tmp_path: Path)
     with locked(path, "start", timeout=0):
         pass
     sleeper.communicate()
+
+
+COUNTER = """
+import sys
+from pathlib import Path
+from vmlab.store.locks import Hold, is_held, locked, remove
+lock, count = Path(sys.argv[1]), Path(sys.argv[2])
+for _ in range(int(sys.argv[3])):
+    with locked(lock, "count", timeout=120):
+        count.write_text(str(int(count.read_text()) + 1))
+    # Others who look at it, or clear away what the dead left, harm nobody.
+    is_held(lock)
+    remove(lock)
+    Hold(lock.with_suffix(".hold")).release()
+"""
+
+
+def test_no_file_stays_and_never_do_two_hold_one_lock(tmp_path: Path) -> None:
+    """Each removes the file that the others wait at, again and again."""
+    path, count = tmp_path / "web.lock", tmp_path / "count"
+    count.write_text("0")
+    argv = [sys.executable, "-c", COUNTER, str(path), str(count), "200"]
+    processes = [subprocess.Popen(argv) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert count.read_text() == "800"
+    assert [file.name for file in tmp_path.iterdir()] == ["count"]
+
+
+def test_the_file_of_a_dead_holder_can_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "web.lock"
+    holder = hold(path)
+    assert not remove(path)
+    assert path.exists()
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert path.exists()
+    assert remove(path)
+    assert not path.exists()

@@ -7,13 +7,13 @@ import time
 
 import nbformat
 import pytest
-from commands_fakes import lab
+from help.fakes import lab
 from IPython.core.completer import CompletionContext
 from IPython.terminal.interactiveshell import TerminalInteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from vmlab import notebook
+from vmlab import commands, notebook
 from vmlab.errors import CommandFailed, NotFound, UsageError
 from vmlab.guest.agent import CommandResult
 from vmlab.notebook import completion, ui
@@ -116,10 +116,129 @@ def test_results_are_values(ip, machines):
     assert ip.user_ns["x"] is machines.machine("web")
 
 
-def test_variables_are_not_expanded(ip, machines):
-    ip.user_ns["HOME"] = "wrong"
-    ip.run_line_magic("vm", "exec web echo $HOME {HOME}")
-    assert machines.machine("web").done[0][1] == "echo $HOME {HOME}"
+# variables and comments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "description"),
+    [
+        ('snapshot web "{name}"', "clean 2", ""),
+        ("snapshot web '{name}'", "clean 2", ""),
+        ("snapshot {both}", "x", ""),
+        ("snapshot web $short", "s9", ""),
+        ("snapshot web s{i + 1:02d}", "s08", ""),
+        ("snapshot web {names['a b']} # {nosuch}", "s9", ""),
+        ("snapshot web {f'{short}-{i}'}", "s9-7", ""),
+        ("snapshot web $short.1", "s9.1", ""),
+        ('snapshot web $short -d "{text}"', "s9", "it's \"so\""),
+        ("snapshot $db.name x -d '{db.state!r:>10}'", "x", "     'off'"),
+        ("snapshot web x -d 'costs $9, $short, {{i}}'", "x", "costs $9, $short, {i}"),
+        ('snapshot web x -d "$$short, {nosuch} $nosuch {i/0}"', "x", "$short, {nosuch} $nosuch {i/0}"),
+        ('snapshot web x -d "{broken" --description "a } b"', "x", "a } b"),
+        ("snapshot web x --description={short}", "x", "s9"),
+        ("{verb} web x", "x", ""),
+        ("snapshot web x   # named s1, s2 ...", "x", ""),
+        ("snapshot web     # it's named for me", None, ""),
+        ("snapshot web x -d '# no comment' # one", "x", "# no comment"),
+        ("snapshot web x#1", "x#1", ""),
+        ("snapshot web x;", "x", ""),
+        ("snapshot web 'x;' ; # quiet", "x;", ""),
+    ],
+)  # fmt: skip
+def test_variables_and_comments(ip, machines, monkeypatch, line, name, description):
+    taken = []
+
+    def take(name=None, description="", *, replace=False):
+        taken.append((name, description))
+
+    for machine in machines.machines:
+        monkeypatch.setattr(machine, "snapshot", take)
+    values = {
+        "name": "clean 2", "both": "web x", "short": "s9", "i": 7, "names": {"a b": "s9"}, "text": 'it\'s "so"',
+        "verb": "snapshot", "db": machines.machine("db"),
+    }  # fmt: skip
+    for key, value in values.items():
+        monkeypatch.setitem(ip.user_ns, key, value)
+    ip.run_line_magic("vm", line)
+    assert taken == [(name, description)]
+
+
+def test_variables_of_a_function_and_of_a_loop(ip, machines):
+    ip.run_cell(
+        "def go(which):\n    %vm pause $which\nfor w in ('web', 'db'):\n    %vm pause {w}\ngo('desk')"
+    )
+    assert all(machine.done == [("pause",)] for machine in machines.machines)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("start {nosuch}", "no variable 'nosuch'"),
+        ("start $nosuch", "no variable 'nosuch'"),
+        ("%%vm $nosuch", "no variable 'nosuch'"),
+        ("revert web {1/0}", "cannot be worked out .ZeroDivisionError"),
+        ("create new --memory {nosuch}", "no variable 'nosuch'"),
+        ("create new --memory={nosuch}", "no variable 'nosuch'"),
+        ("describe web {nosuch} 'text'", "no variable 'nosuch'"),
+        ("{nosuch} web", "no variable 'nosuch'"),
+    ],
+)
+def test_an_unknown_variable_in_the_place_of_a_name(ip, machines, line, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        ip.run_cell_magic("vm", line[4:], "true") if line[0] == "%" else ip.run_line_magic("vm", line)
+    assert "set it first" in caught.value.hint
+    assert not any(machine.done for machine in machines.machines)
+
+
+@pytest.mark.parametrize(
+    ("line", "raw", "expanded"),
+    [
+        ("exec %s web echo $x {x} '$x' # {y}", "echo $x {x} '$x' # {y}", "echo here here 'here' # {y}"),
+        ("exec %s web 'echo {x}'", "echo {x}", "echo here"),
+        ("exec %s {m} -- echo $HOME {HOME}", "echo $HOME {HOME}", "echo $HOME {HOME}"),
+        ("type %s web $x # {x}", "$x # {x}", "here # here"),
+        ("keys %s web {x} a", "{x} a", "here a"),
+        ("wait %s web --until 'test -e {x}' # why", "test -e {x}", "test -e here"),
+        ("wait %s web --serial={x}", "{x}", "here"),
+        ("search %s {m} {x} # {nosuch}", "{x}", "here"),
+        ("serial %s $m --send $x", "$x", "here"),
+    ],
+)
+def test_what_goes_to_the_guest_is_raw_unless_it_is_to_be_expanded(ip, monkeypatch, line, raw, expanded):
+    monkeypatch.setitem(ip.user_ns, "x", "here")
+    monkeypatch.setitem(ip.user_ns, "m", "web")
+    seen = []
+
+    def see(lab, args, ui):
+        words = getattr(args, "typed", None) or next(
+            word for name in ("command", "words", "chords", "until", "serial", "text", "send")
+            if (word := getattr(args, name, None))
+        )  # fmt: skip
+        words = words[1:] if words[:1] == ["--"] else words
+        seen.append((args.machine, words if isinstance(words, str) else " ".join(words)))
+
+    for expand in ("", "--expand"):
+        name = line.split()[0]
+        monkeypatch.setattr(commands.verb(name).module, "run", see)
+        ip.run_line_magic("vm", line % expand)
+    assert seen == [("web", raw), ("web", expanded)]
+
+
+def test_a_cells_body_is_raw_unless_it_is_to_be_expanded(ip, machines, monkeypatch):
+    monkeypatch.setitem(ip.user_ns, "x", "here")
+    monkeypatch.setitem(ip.user_ns, "m", "web")
+    body = "echo $x {x} ${HOME} # {y}\nf() { true; }\n"
+    ip.run_cell(f"%%vm {{m}}  # in $m\n{body}")
+    ip.run_cell(f"%%vm --expand $m\n{body}")
+    assert [done[1] for done in machines.machine("web").done] == [
+        body, "echo here here ${HOME} # {y}\nf() { true; }\n"
+    ]  # fmt: skip
+
+
+def test_a_semicolon_shows_nothing(ip):
+    assert ip.run_line_magic("vm", "list;") is None
+    assert ip.run_line_magic("vm", "list ; # quiet") is None
+    assert ip.run_line_magic("vm", "list") is not None
 
 
 def test_mistakes_render_short(ip):
@@ -160,7 +279,11 @@ def test_cell_out(ip, machines):
         assert isinstance(ip.user_ns["x"], CommandResult)
         assert ip.user_ns["x"].stdout == "hello\n"
         ip.run_cell_magic("vm", "web db --out x", "true")
-    assert sorted(ip.user_ns["x"]) == ["db", "web"]
+    both = ip.user_ns["x"]
+    assert sorted(both) == ["db", "web"]
+    assert "CommandResult(" not in repr(both)
+    assert re.search(r"web:\nhello\nexit 0 after .*\ndb:", repr(both))
+    assert "<strong>web</strong>" in both._repr_html_()
 
 
 def test_cell_fails_and_still_gives_its_result(ip, machines):
@@ -190,7 +313,7 @@ def test_cell_mistakes(ip, line, says):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("%vm re", ["resume", "rename", "revert"]),
+        ("%vm re", ["reboot", "resume", "rename", "revert"]),
         ("%vm start ", ["db", "desk", "web"]),
         ("%vm start web d", ["db", "desk"]),
         ("%vm start web ", ["db", "desk"]),
@@ -208,7 +331,8 @@ def test_cell_mistakes(ip, line, says):
         ("%vm exec web 'ls ", []),
         ("a = 1\n%vm start w", ["web"]),
         ("%%vm w", ["web"]),
-        ("%%vm web --e", ["--err"]),
+        ("%%vm web --er", ["--err"]),
+        ("%vm exec --e", ["--expand"]),
         ("%%vm web --err m", ["merge"]),
         ("%%vm web d", ["db", "desk"]),
         ("%%vm web\nls w", []),
@@ -249,7 +373,7 @@ def test_completion_opens_no_lab_for_verbs(ip):
 KERNEL = """
 import sys, time
 sys.path.insert(0, {path!r})
-from commands_fakes import lab
+from help.fakes import lab
 import vmlab.notebook
 ip = get_ipython()
 vmlab.notebook.load_ipython_extension(ip)
@@ -267,7 +391,7 @@ def run(cells):
 
     book = nbformat.v4.new_notebook()
     book.cells = [
-        nbformat.v4.new_code_cell(s) for s in (KERNEL.format(path=str(Path(__file__).parent)), *cells)
+        nbformat.v4.new_code_cell(s) for s in (KERNEL.format(path=str(Path(__file__).parents[1])), *cells)
     ]
     NotebookClient(book, timeout=60, kernel_name="python3", allow_errors=True).execute()
     return [cell.outputs for cell in book.cells[1:]]

@@ -19,18 +19,25 @@ from typing import Any, Self
 import pytest
 import websocket
 import yaml
+from help.server_process import JupyterProcess, close_code, jupyter_process
 from jsonschema import Draft202012Validator
 from PIL import Image
-from server_process import JupyterProcess, close_code, jupyter_process
 
-import vmlab.gateway.__main__ as gateway
+import vmlab.webconsole.__main__ as webconsole
 from vmlab import errors
 from vmlab.hypervisor.console import close_code as code_for
 from vmlab.hypervisor.console import screen_socket
 from vmlab.server import base, serial
 from vmlab.server.routes import API, PART, routes
 from vmlab.server.service import READERS, TYPISTS, Service
+from vmlab.server.static import FOLDER
 
+#: What is two things in the REST interface, since it is in Python and on the command line.
+TWO_MEANINGS = {
+    "boot": "of a new machine, where from; of a start, that it boots",
+    "here": "of a machine and a tree, a snapshot; of a snapshot, whether it is that one",
+    "snapshots": "of a tree, they themselves; of a usage, the bytes that they take",
+}
 METHODS = ("get", "head", "post", "put", "patch", "delete")
 
 
@@ -84,9 +91,22 @@ ALL = [
 # -- who gets in -------------------------------------------------------------------------------------------------
 
 
+#: What a page loads by itself; JupyterHub takes no cookie for it.
+FOR_ANYBODY = {("get", "vmlab/static/web"), ("head", "vmlab/static/web")}
+
+
 @pytest.mark.parametrize(("method", "path"), ALL, ids=[f"{m} {p}" for m, p in ALL])
 def test_strangers_get_403(server: JupyterProcess, method: str, path: str) -> None:
-    assert server.request(method.upper(), path, login="none").status == 403
+    wanted = 404 if (method, path) in FOR_ANYBODY else 403
+    assert server.request(method.upper(), path, login="none").status == wanted
+
+
+def test_the_files_of_a_page_are_for_anybody(server: JupyterProcess) -> None:
+    assert len(FOR_ANYBODY & set(ALL)) == 2
+    for login in ("none", "no-xsrf", "token"):
+        answer = server.request("GET", "vmlab/static/console.js", login=login)
+        assert answer.status == 200
+        assert answer.body == (FOLDER / "console.js").read_bytes()
 
 
 def test_there_are_routes_to_test() -> None:
@@ -277,6 +297,26 @@ def test_the_document_names_exactly_the_routes(server: JupyterProcess) -> None:
         for method in methods(handler)
     }
     assert described == there
+
+
+def kind_of(schema: dict[str, Any]) -> str:
+    """Return what a property is, in which unit, whether it can be missing or not."""
+    kind = schema.get("type", "a choice")
+    kinds = sorted(set(kind) - {"null"}) if isinstance(kind, list) else [kind]
+    unit = "MiB" if "MiB" in schema.get("description", "") else ""
+    return " ".join(
+        [schema.get("$ref", "/".join(kinds)).replace("#/components/schemas/Name", "string"), unit]
+    )
+
+
+def test_a_name_means_one_thing_in_all_models() -> None:
+    found: dict[str, set[str]] = {}
+    for schema in base.document()["components"]["schemas"].values():
+        for name, one in schema.get("properties", {}).items():
+            found.setdefault(name, set()).add(kind_of(one))
+    assert found["memory"] == {"integer MiB"}
+    assert found["parent"] == {"string "}
+    assert set(TWO_MEANINGS) == {name for name, kinds in found.items() if len(kinds) > 1}
 
 
 def test_the_document_is_valid() -> None:
@@ -607,17 +647,17 @@ def test_a_line_that_cannot_be_watched(tmp_path: Path, monkeypatch: pytest.Monke
         (errors.HostError("no"), 4503),
     ],
 )
-def test_server_and_gateway_say_the_same_of_a_machine(
+def test_server_and_webconsole_say_the_same_of_a_machine(
     error: errors.VMLabError, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise error
 
     assert code_for(error) == code
-    doors = gateway.Doors(["web"])
+    doors = webconsole.Doors(["web"])
     doors.enter(doors.invitation)
-    keys = gateway.ConsoleKeys(doors, tmp_path)
-    monkeypatch.setattr(gateway.accounts, "account", fail)
+    keys = webconsole.ConsoleKeys(doors, tmp_path)
+    monkeypatch.setattr(webconsole.accounts, "account", fail)
     assert keys.lookup(next(iter(doors.keys))) == ("unix_socket", "")
     assert keys.trouble == (code, "no")
 
@@ -714,15 +754,16 @@ def test_a_screen_that_hangs_keeps_no_question_waiting(monkeypatch: pytest.Monke
 def test_a_new_name_that_takes_long_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
-    def names(_account: object) -> dict[str, str]:
+    def known(_account: object) -> set[str]:
         asked.set()
         assert go_on.wait(20)
-        return {"web": "running"}
+        return {"web"}
 
-    monkeypatch.setattr("vmlab.hypervisor.domain.names", names)
+    monkeypatch.setattr("vmlab.hypervisor.domain.known", known)
 
     class Lab:
         account = None
+        mark = ""
         store: Any = None
 
         def machine_names(self) -> list[str]:
@@ -755,14 +796,14 @@ def test_importing_the_extension_is_light() -> None:
 
 
 def test_usage_of_cpu_is_since_the_last_look() -> None:
-    from vmlab.machine import Usage
+    from vmlab.machines.usage import Usage
 
     class Lab:
         seconds = 10.0
 
         def usage(self, *, over: float) -> list[Usage]:
             assert over == 0
-            return [Usage("web", "running", 0.0, self.seconds, 1, 1, 0, 1, 1)]
+            return [Usage("web", "running", 0.0, self.seconds, 1, 1, 0, 1, 0, 1, 1)]
 
     service, lab = Service(logging.getLogger()), Lab()
     try:

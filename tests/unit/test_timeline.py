@@ -9,78 +9,58 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from disk_images import make_image, scratch, tool
+from help.disk_images import make_image, scratch, tool
 
-from vmlab import timeline
-from vmlab.diff import Side
 from vmlab.errors import DiskUnreadable
-from vmlab.machine import Machine
-from vmlab.snapshot import Snapshot
+from vmlab.store.store import Store
+from vmlab.study import timeline
+from vmlab.study.side import Side
+from vmlab.study.which import Place
 
 
-class Node(Snapshot):
-    """A snapshot of which only its place in the tree matters."""
+class Tree:
+    """A store with the tree of one machine, ``m``: parents by snapshot, and one that is not among its own."""
 
-    def __init__(self, identity: str, parent: Node | None) -> None:
-        self._id, self._above = identity, parent
+    def __init__(self, parents: dict[str, str | None], here: str, root: str | None, other: str = "") -> None:
+        self.parents, self.here, self.root, self.other = parents, here, root, other
 
-    @property
-    def id(self) -> str:
-        return self._id
+    def machine(self, name: str) -> Any:
+        return SimpleNamespace(name=name, uuid="u", here=self.here, root=self.root)
 
-    @property
-    def parent(self) -> Snapshot | None:
-        return self._above
+    def snapshots_of(self, _uuid: str) -> list[Any]:
+        return [SimpleNamespace(id=s) for s in self.parents if s not in (self.root, self.other)]
+
+    def label(self, snapshot: str) -> Any:
+        return SimpleNamespace(parent=self.parents[snapshot], forgotten=False)
+
+    def snapshot(self, snapshot: str) -> Any:
+        return SimpleNamespace(id=snapshot)
 
 
-class Tree(Machine):
-    """A machine of which only its tree matters."""
-
-    def __init__(self, snapshots: list[Node], here: Node | None, root: Node | None) -> None:
-        self._known, self._here, self._root = snapshots, here, root
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    @property
-    def snapshots(self) -> list[Snapshot]:
-        return list(self._known)
-
-    @property
-    def here(self) -> Snapshot | None:
-        return self._here
-
-    @property
-    def root(self) -> Snapshot | None:
-        return self._root
+def in_tree(store: Tree, *states: str) -> tuple[list[str], list[int | None]]:
+    places = [Place(machine="m") if state == "m" else Place(state) for state in states]
+    found, before = timeline._in_tree(cast(Store, store), places)
+    return [place.snapshot or place.machine for place in found], before
 
 
 def test_each_state_is_compared_with_that_from_which_it_came() -> None:
-    root = Node("ready", None)
-    s1 = Node("s1", root)
-    gone = Node("gone", s1)
-    s2, s3, s4 = Node("s2", s1), Node("s3", s1), Node("s4", gone)
-    machine = Tree([s1, s2, s3, s4], s2, root)
-    states, before = timeline._in_tree([s1, s2, s3, s4, machine])
-    assert states == [s1, s2, s3, s4, machine]
-    assert before == [None, 0, 0, 0, 1]
+    store = Tree(
+        {"root": None, "s1": "root", "gone": "s1", "s2": "s1", "s3": "s1", "s4": "gone"}, "s2", "root", "gone"
+    )
+    assert in_tree(store, "s1", "s2", "s3", "s4", "m") == (
+        ["s1", "s2", "s3", "s4", "m"],
+        [None, 0, 0, 0, 1],
+    )
     # What somebody puts in a row is compared in that row.
-    assert timeline._in_tree([s2, s3, s4]) == ([s2, s3, s4], [None, 0, 1])
-    assert timeline._in_tree([s1, s3, machine])[1] == [None, 0, 1]
+    assert in_tree(store, "s2", "s3", "s4") == (["s2", "s3", "s4"], [None, 0, 1])
+    assert in_tree(store, "s1", "s3", "m")[1] == [None, 0, 1]
 
 
 def test_branches_of_the_root_are_compared_with_it() -> None:
-    root = Node("ready", None)
-    s1, s2 = Node("s1", root), Node("s2", root)
-    machine = Tree([s1, s2], root, root)
-    states, before = timeline._in_tree([s1, s2, machine])
-    assert states == [root, s1, s2, machine]
-    assert before == [None, 0, 0, 0]
-    booted = Tree([s3 := Node("s3", None), s4 := Node("s4", None)], s4, None)
-    assert timeline._in_tree([s3, s4, booted]) == ([s3, s4, booted], [None, None, 1])
+    store = Tree({"root": None, "s1": "root", "s2": "root"}, "root", "root")
+    assert in_tree(store, "s1", "s2", "m") == (["root", "s1", "s2", "m"], [None, 0, 0, 0])
+    booted = Tree({"s3": None, "s4": None}, "s4", None)
+    assert in_tree(booted, "s3", "s4", "m") == (["s3", "s4", "m"], [None, None, 1])
 
 
 # -- a file ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bad_lab import box, ours, saboteur  # noqa: F401 - fixtures
+from help.bad_lab import box, ours, saboteur  # noqa: F401 - fixtures
 
 from vmlab.errors import VMLabError
 from vmlab.lab import Lab

@@ -9,15 +9,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import disk_images
 import pytest
+from help import disk_images
 
 from vmlab.compare.blocks import Disk
 from vmlab.compare.ext4 import Ext4
-from vmlab.compare.files import FilesDiff, FileState, compare_files
+from vmlab.compare.files import FilesDiff, compare_files
+from vmlab.compare.filestate import FileState
 from vmlab.lab import Lab
-from vmlab.machine import Machine
-from vmlab.snapshot import Snapshot
+from vmlab.machine import Machine, Snapshot
 
 TOP = "/srv/disorder"
 

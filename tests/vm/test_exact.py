@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vmlab.engine import delta, mapped_ram, save
+from vmlab.engine import delta, mapped_ram, stream
 from vmlab.guest.keys import Pointer
 from vmlab.guest.screen import Screenshot
 from vmlab.hypervisor.domain import Domain
 from vmlab.lab import Lab
-from vmlab.machine import Machine
-from vmlab.snapshot import Snapshot
+from vmlab.machine import Machine, Snapshot
 
 
 def registers(machine: Machine) -> str:
@@ -177,11 +176,11 @@ def edit_manifest(snapshot: Snapshot, change: Callable[[dict[str, object]], None
 
 
 def test_a_difference_is_found(other: Snapshot) -> None:
-    lab = other._lab
+    store = other._store
     assert other.verify().ok
 
     def again() -> Snapshot:
-        return Snapshot(lab, lab.store.snapshot(other.id))
+        return Snapshot(store, store.snapshot(other.id))
 
     # One byte of one page of RAM.
     ram = other.folder / "ram"
@@ -241,7 +240,7 @@ def different_pages(machine: Machine, folder: Path) -> dict[str, int]:
     """Save a running guest, and count the pages of the file that differ from what the stopped guest has in memory."""
     domain = machine.domain
     with domain.events() as events:
-        save.write_stream(domain, folder, 0, machine._lab.store, events)
+        stream.write(domain, folder, events)
     try:
         path, where, found = folder / "ram", delta.addresses(domain), {}
         layout = mapped_ram.parse(path)

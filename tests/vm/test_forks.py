@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vmlab.engine import load
+from vmlab.hypervisor import host
 from vmlab.lab import Lab
 from vmlab.machine import Machine
 
@@ -96,7 +96,7 @@ def test_eight_forks_share_the_memory_they_do_not_change(lab: Lab, names: Callab
     def taken(machine: Machine) -> int:
         pid = machine.domain.pid
         assert pid is not None
-        return load.memory_taken(pid)["pss"]
+        return host.memory_taken(pid)["pss"]
 
     original = taken(booted)
     snapshot = booted.snapshot()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
 
 from vmlab.errors import NotFound, UsageError, VMLabError, WrongState
+from vmlab.hypervisor.host import free_port
 from vmlab.lab import Lab
 from vmlab.machine import Machine
 
@@ -133,6 +136,41 @@ def test_ports_are_forwarded_also_after_revert_and_in_forks(lab: Lab, names: Nam
     assert (page(fork), page(web)) == (b"fork\n", b"hello\n")
 
 
+def test_a_port_that_was_asked_for_is_kept_in_mind(lab: Lab, names: Names) -> None:
+    port = free_port()
+    web = lab.create(names("web"), "tiny", forwards={port: 80})
+    assert web.forwards == ((port, 80),)
+    with pytest.raises(UsageError, match=f"Port {port} of this host is taken, by the machine {web.name}"):
+        lab.create(names("other"), "tiny", forwards=[(port, 80)])
+    any_port = lab.create(names("any"), "tiny", forwards={0: 80})
+    assert any_port.forwards[0][0] not in (0, port)
+    said: list[str] = []
+    lab.tell = said.append
+    try:
+        web.stop()
+        with socket.socket() as somebody:
+            somebody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            somebody.bind(("127.0.0.1", port))
+            somebody.listen()
+            web.start()
+        ((other, _),) = web.forwards
+        assert other != port
+        assert any(str(port) in text and str(other) in text for text in said)
+        web.kill()
+        web.start()
+        assert web.forwards == ((port, 80),)
+    finally:
+        lab.tell = lambda _text: None
+
+
+@pytest.mark.parametrize("forwards", [8080, [80], {80: "http"}, {70000: 80}, [(1, 2, 3)], {8080: 0}])
+def test_forwards_that_are_none_say_their_form(lab: Lab, forwards: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        lab.create("never-made", "tiny", forwards=forwards)
+    assert "{8080: 80}" in str(caught.value.hint)
+    assert "never-made" not in lab
+
+
 def test_sound_is_recorded(lab: Lab, names: Names) -> None:
     desk = lab.create(names("sound"), "desktop", sound="wav", bake=True)
     desk.succeed("timeout 20 sox -q -n -t alsa default synth 2 sine 440 || true", timeout=90)
@@ -152,12 +190,20 @@ def test_what_machines_take(lab: Lab, tiny: Machine, invaders: Machine) -> None:
     assert one.cpu_percent > 30 > other.cpu_percent
     assert 0 < other.memory_private <= other.memory_pss < one.memory_pss
     assert one.disk > 0
-    busy.snapshot("heavy")
-    assert lab.usage([busy], over=0)[0].snapshots > 10 * MIB
+    busy.succeed("head -c 12000000 /dev/urandom > /dev/shm/heavy")
+    heavy = busy.snapshot("heavy")
+    assert lab.usage([busy], over=0)[0].snapshots == heavy.size > 10 * MIB
     limits = lab.limits()
     assert limits.running >= 1
     assert 0 < limits.memory_taken < limits.memory_total
     assert limits.disk_taken > 10 * MIB
+    # Mapped from a snapshot, or QEMU's own: the guest never takes more than it has, however heavy QEMU is.
+    busy.kill()
+    busy.start(boot=True)
+    for each in (one, other, *lab.usage([busy], over=0)):
+        assert 0 < each.memory_guest <= each.memory
+        assert each.memory_qemu > MIB
+        assert each.memory_guest + each.memory_qemu == each.memory_pss
 
 
 def test_senseless_hardware_is_refused(lab: Lab, names: Names) -> None:

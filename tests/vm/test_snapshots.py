@@ -273,10 +273,11 @@ def test_another_process_and_virsh_find_the_same_machine(tiny: Machine, lab: Lab
     listed = lab.account.run(
         ["virsh", "-c", lab.account.uri, "list", "--all"], capture_output=True, text=True, check=True
     ).stdout
-    assert any(line.split()[1:] == [tiny.name, "running"] for line in listed.splitlines())
+    known_as = tiny._domain().known_as
+    assert any(line.split()[1:] == [known_as, "running"] for line in listed.splitlines())
     tiny.stop()
     listed = lab.account.run(
-        ["virsh", "-c", lab.account.uri, "domstate", tiny.name], capture_output=True, text=True, check=True
+        ["virsh", "-c", lab.account.uri, "domstate", known_as], capture_output=True, text=True, check=True
     ).stdout
     assert listed.strip() == "shut off"
 
@@ -293,7 +294,7 @@ def test_what_belongs_to_others_is_not_forgotten_by_the_way(
     own = tiny.snapshot("own")
     fork = own.fork(names("fork"))
     for machine, name in ((tiny, "ready"), (fork, "own")):
-        assert main(["--home", str(tiny._lab.home), "forget", machine.name, name]) != 0
+        assert main(["--home", str(tiny._store.home), "forget", machine.name, name]) != 0
         assert "not of" in capsys.readouterr().err
     assert tiny.root is not None
     with pytest.raises(UsageError, match="new machines start from"):

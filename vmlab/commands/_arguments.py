@@ -6,7 +6,7 @@ import argparse
 import fnmatch
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vmlab.commands import _names
 from vmlab.errors import NotFound
@@ -14,11 +14,12 @@ from vmlab.errors import NotFound
 if TYPE_CHECKING:
     from vmlab.lab import Lab
     from vmlab.machine import Machine
-    from vmlab.render.machines import MachineTable
+    from vmlab.views.machines import MachineTable
 
 MIB = 1024 * 1024
 _UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)", re.IGNORECASE)
+T = TypeVar("T")
 Completer = Callable[..., list[str]]
 
 
@@ -64,18 +65,30 @@ def port(text: str) -> int:
 
 
 def forward(text: str) -> tuple[int, int]:
-    """Return ``(host port, guest port)`` from ``8080:80``."""
+    """Return ``(host port, guest port)`` from ``8080:80``; ``0:80`` takes any free one of the host."""
     host, colon, guest = text.partition(":")
     if not colon:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not HOST:GUEST; 8080:80 brings port 80 of the guest to port 8080"
         )
-    return port(host), port(guest)
+    return 0 if host == "0" else port(host), port(guest)
 
 
 def completed(action: argparse.Action, completer: Completer) -> argparse.Action:
     """Give ``action`` a completer, where argcomplete and our own completion look for it."""
     action.completer = completer  # type: ignore[attr-defined]  # argcomplete's convention
+    return action
+
+
+def guests(action: argparse.Action) -> argparse.Action:
+    """Say that the words of ``action`` go to the guest: no variables are put in, and ``#`` begins no comment."""
+    action.guest = True  # type: ignore[attr-defined]  # read by _lines, as a completer is by argcomplete
+    return action
+
+
+def free(action: argparse.Action) -> argparse.Action:
+    """Say that the words of ``action`` are free text: what is no variable stays as it stands."""
+    action.free = True  # type: ignore[attr-defined]  # as above
     return action
 
 
@@ -143,16 +156,29 @@ def chosen(lab: Lab, names: Sequence[str]) -> list[Machine]:
             known = _names.all_machines(lab) if known is None else known
             fitting = fnmatch.filter(known, name)
             if not fitting:
-                raise NotFound(f"No machine fits '{name}'.", hint="list shows them all")
+                raise NotFound(f"No machine fits '{name}'.", hint="`%vm list` shows them all")
             found |= {fit: lab.machine(fit) for fit in fitting if fit not in found}
         elif name not in found:
             found[name] = lab.machine(name)
     return list(found.values())
 
 
+def each(machines: Sequence[Machine], act: Callable[[Machine], T], *, at_once: bool = False) -> list[T]:
+    """Do ``act`` on every machine, even if it fails on some; return the results in order.
+
+    Parameters
+    ----------
+    at_once
+        In threads: for what mostly waits, such as a shutdown.
+    """
+    from vmlab.machines.several import several
+
+    return several(machines, act, name=lambda machine: machine.name, at_once=len(machines) if at_once else 1)
+
+
 def table(lab: Lab, machines: Sequence[Machine]) -> MachineTable:
     """Return machines as a table, what they take measured for all at once."""
-    from vmlab.render.machines import MachineTable
+    from vmlab.views.machines import MachineTable
 
     return MachineTable(machines, lab.usage(list(machines)))
 

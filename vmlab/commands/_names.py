@@ -83,6 +83,6 @@ def images_or_all(prefix: str = "", parsed_args: Namespace | None = None, **opti
 
 def verbs(prefix: str = "", **_: Any) -> list[str]:
     """Return verbs that begin with ``prefix``."""
-    from vmlab.commands._core import verbs as known
+    from vmlab.commands._verbs import verbs as known
 
     return _fitting(list(known()), prefix)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vmlab.errors import UsageError, VMLabError, WrongState
 from vmlab.guest.serial import SerialLog, Typist
-from vmlab.render.results import Note
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -55,10 +55,10 @@ def attach(machine: Machine, ui: UI) -> Note:
     if sys.stdin is None or not sys.stdin.isatty() or not sys.stdout.isatty():
         raise UsageError(
             "An interactive serial line needs a terminal.",
-            hint=f"`vmlab serial {machine.name}` shows what was written, with --send it writes",
+            hint=f"`%vm serial {machine.name}` shows what was written, with --send it writes",
         )
     domain = machine.domain
-    if domain.state() not in ("running", "paused"):
+    if domain.state() not in ("running", "paused", "asleep"):
         raise WrongState(f"{machine.name} is not running.", hint=f"start it with `%vm start {machine.name}`")
     keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
     ui.say(f"The serial line of {machine.name}; Ctrl-] leaves it.")
@@ -93,7 +93,7 @@ def attach(machine: Machine, ui: UI) -> Note:
                 now = time.monotonic()
                 if now - looked > ALIVE:
                     looked = now
-                    if domain.state() in ("running", "paused"):
+                    if domain.state() in ("running", "paused", "asleep"):
                         alive = now
                     elif now - alive > REVERT:
                         break

@@ -1,6 +1,7 @@
 """Free what nothing refers to any more.
 
-That is layers and snapshots that no machine needs.
+That is layers and snapshots that no machine needs. What was deleted goes by itself within two minutes; this
+says what goes now, and what is left to go.
 
 Nothing that is listed anywhere is touched.
 
@@ -30,5 +31,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Collected:
     """Return what was freed."""
-    with ui.progress("collect"):
+    with ui.progress("collect", "deleting what nothing refers to"):
         return lab.collect()

@@ -2,7 +2,8 @@
 
 In a notebook they appear under the cell, and go on while cells run and after the kernel has died. In a terminal a
 browser page is opened for them: its address works once, on this host only, and ends with Ctrl-C or some minutes after
-the page was closed. With --serial the terminal itself becomes the machine's serial line; Ctrl-] leaves it.
+the page was closed (at IPython's prompt, which is free meanwhile, only then). With --serial the terminal itself
+becomes the machine's serial line; Ctrl-] leaves it.
 
 Examples
 --------
@@ -18,6 +19,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,15 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 from vmlab.commands import _arguments as words
 from vmlab.errors import UsageError
-from vmlab.render.results import Note
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.webconsole import WebConsole
 
 GROUP = "inside"
-ORDER = 6
+ORDER = 7
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +49,9 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Any:
     """Return the consoles; in a terminal stay until they are closed."""
     machines = words.chosen(lab, args.machines)
     if ui.consoles:
-        from vmlab.render import console
+        from vmlab.render import surface
 
-        return console.show(machines, "serial" if args.serial else "screen")
+        return surface.show(machines, "serial" if args.serial else "screen")
     if args.serial:
         if len(machines) != 1:
             raise UsageError("A terminal is the serial line of one machine at a time.")
@@ -59,11 +62,21 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Any:
 
 
 def _in_browser(lab: Lab, machines: list[Machine], ui: UI) -> Note:
-    from vmlab import gateway
+    from vmlab import webconsole
 
     names = ", ".join(machine.name for machine in machines)
+    if ui.prompts:
+        running = webconsole.start([machine.name for machine in machines], lab.home)
+        threading.Thread(target=_wait_for, args=(running,), name="vmlab-console", daemon=True).start()
+        ui.say(
+            f"{names}: {running.address}\nOpen it once, in one tab; whoever opens it first has the console."
+        )
+        return Note(
+            f"The console of {names} ends some minutes after its page was closed.",
+            machines=[machine.name for machine in machines],
+        )
     with contextlib.suppress(KeyboardInterrupt):
-        running = gateway.start([machine.name for machine in machines], lab.home, tied=True)
+        running = webconsole.start([machine.name for machine in machines], lab.home, tied=True)
         try:
             ui.say(
                 f"{names}: {running.address}\n"
@@ -74,6 +87,12 @@ def _in_browser(lab: Lab, machines: list[Machine], ui: UI) -> Note:
         finally:
             running.stop()
     return Note(f"The console of {names} is closed.", machines=[machine.name for machine in machines])
+
+
+def _wait_for(running: WebConsole) -> None:
+    """Open a browser if there can be one, and see the process end."""
+    with _opened(running.address):
+        running.process.wait()
 
 
 @contextlib.contextmanager

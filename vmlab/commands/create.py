@@ -3,12 +3,17 @@
 The image is 'tiny' unless you name another; `images` lists them. A machine with the image's own memory and
 CPUs starts from its booted state in well under a second; other sizes boot.
 
+Other accounts of this host cannot get at a machine, but for two things: a forwarded port answers every one of
+them, and `ps` shows them the machine's name, hardware, kernel arguments and the paths of its files.
+
 Examples
 --------
 create web                                        # a small guest with a shell
 create d1 desktop                                 # a desktop with windows
 create big desktop --memory 1G --vcpus 2 --disk 10G
 create web --forward 8080:80                      # port 80 of the guest is localhost:8080
+create web --way-out none                         # no network at all
+create web --reuse                                # the one that is there, if its hardware is the same
 """
 
 from __future__ import annotations
@@ -71,10 +76,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:GUEST",
         action="append",
         default=[],
-        help="bring a port of the guest to a port of this host, such as 8080:80",
+        help="bring a port of the guest to a port of this host, such as 8080:80; 0:80 takes any free one",
     )
     hardware.add_argument(
-        "--network", choices=("user", "none"), help="user: out through the host (default); none"
+        "--way-out",
+        "--network",
+        dest="way_out",
+        choices=("internet", "site", "host", "none", "user"),
+        metavar="WHERE",
+        help="internet (default): the outside, but not this host; site: also private nets; "
+        "host: also this host's own ports; none: no network card",
     )
     hardware.add_argument(
         "--sound", action=argparse.BooleanOptionalAction, default=None, help="with or without a sound card"
@@ -89,7 +100,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     booting = parser.add_argument_group("booting")
     booting.add_argument("--firmware", choices=("bios", "uefi"), help="what boots it")
     booting.add_argument("--boot", metavar="ORDER", type=_order, help="where from, such as cdrom,disk")
-    booting.add_argument("--kernel-args", metavar="TEXT", help="more kernel arguments")
+    words.free(booting.add_argument("--kernel-args", metavar="TEXT", help="more kernel arguments"))
     booting.add_argument(
         "--bake",
         action=argparse.BooleanOptionalAction,
@@ -98,6 +109,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     words.clock(parser, default="now")
     parser.add_argument("--no-start", dest="start", action="store_false", help="make it, but leave it off")
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="use the machine of that name if it is there, with the same hardware",
+    )
     words.force(parser)
 
 
@@ -113,7 +129,7 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine:
             disks=tuple(args.disks),
             firmware=args.firmware,
             boot=args.boot,
-            network=args.network,
+            way_out=args.way_out,
             forwards=tuple(args.forwards),
             sound=args.sound,
             video=args.video,
@@ -123,5 +139,6 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine:
             start=args.start,
             bake=args.bake,
             force=args.force,
+            reuse=args.reuse,
             progress=progress,
         )

@@ -20,8 +20,7 @@ from vmlab.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
-    from vmlab.machine import Machine
-    from vmlab.snapshot import Snapshot
+    from vmlab.machine import Machine, Snapshot
 
 GROUP = "snapshots"
 ORDER = 7
@@ -40,18 +39,22 @@ def _read(machine: Machine, given: list[str]) -> tuple[Snapshot, str | None]:
             if " " not in given[0]:  # one plain word is more likely a misspelt name than a description
                 raise
     if machine.here is None:
-        raise NotFound(f"{machine.name} has no snapshot yet.", hint=f"take one: snapshot {machine.name} NAME")
+        raise NotFound(
+            f"{machine.name} has no snapshot yet.", hint=f"take one: `%vm snapshot {machine.name} NAME`"
+        )
     return machine.here, given[0] if given else None
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     words.machine(parser)
-    words.completed(
-        parser.add_argument(
-            "words", metavar="[SNAPSHOT] [TEXT]", nargs="*", help="which one, and what it is"
-        ),
-        _names.snapshots,
+    words.free(
+        words.completed(
+            parser.add_argument(
+                "words", metavar="[SNAPSHOT] [TEXT]", nargs="*", help="which one, and what it is"
+            ),
+            _names.snapshots,
+        )
     )
     parser.add_argument("--name", metavar="NEW", help="its new name")
 

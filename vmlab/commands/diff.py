@@ -1,6 +1,6 @@
-"""Show what differs between two states, layer by layer.
+"""Show what differs between two states, part by part.
 
-The layers are files, screen, CPU registers, devices, RAM, disk, and what is inside.
+The parts are files, screen, CPU registers, devices, RAM, disk, and what is inside.
 
 A state is a snapshot or a machine as it is now. One name: a machine against the snapshot that it stands on. A
 machine and a snapshot of it: from that to now. A machine and two snapshots: from the one to the other. Two
@@ -8,7 +8,7 @@ machines: as they are now. NAME@SNAPSHOT names a snapshot of any machine.
 
 No machine is disturbed: a running one stands still for some milliseconds, as for a snapshot, and what has to
 be asked of a guest is asked in forks that are thrown away. What is inside (processes, ports, users, packages,
-settings) takes seconds, so it is compared only with --inside or --all. A layer that could not be compared is
+settings) takes seconds, so it is compared only with --inside or --all. A part that could not be compared is
 told as such, never as equal.
 
 More than two states are compared each with the next.
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmlab.commands.ui import UI
-    from vmlab.diff import Diff
     from vmlab.lab import Lab
-    from vmlab.timeline import Timeline
+    from vmlab.study.diff import Diff
+    from vmlab.study.timeline import Timeline
 
 GROUP = "snapshots"
 ORDER = 9
 
-#: Option -> layers, and its help.
+#: Option -> parts, and its help.
 OPTIONS = {
     "files": (("files",), "files and folders"),
     "disk": (("disk",), "bytes of the disks"),
@@ -79,31 +79,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Diff | Timeline:
-    """Return the comparison, with the layers compared that were asked for."""
-    from vmlab import diff
+    """Return the comparison, with the parts compared that were asked for."""
+    from vmlab.study import diff, which
 
-    chosen = [layer for name, (layers, _) in OPTIONS.items() if getattr(args, name) for layer in layers]
-    layers = diff.LAYERS if args.all else tuple(chosen) or diff.USUAL
-    if len(diff.states(lab, args.states)) > 2:
-        return _row(lab, args, ui, layers)
+    chosen = [part for name, (parts, _) in OPTIONS.items() if getattr(args, name) for part in parts]
+    parts = diff.PARTS if args.all else tuple(chosen) or diff.USUAL
+    if len(which.states(lab.store, args.states)) > 2:
+        return _row(lab, args, ui, parts)
 
-    if args.strings and "ram" not in layers:
-        layers = (*layers, "ram")
+    if args.strings and "ram" not in parts:
+        parts = (*parts, "ram")
     with ui.progress(f"compare {' '.join(args.states)}") as tell:
-        made = diff.make(lab, args.states)
-        made.compare(*layers, tell=lambda layer: tell(layer, None))
+        made = diff.make(lab.store, args.states)
+        made.compare(*parts, tell=lambda part: tell(part, None))
         if args.strings and made.part("ram").result is not None:
             tell("strings", None)
             _ = made.strings
         if args.baseline:
             tell("what changes by itself", None)
             made.baseline()
-            made.compare(*layers)
+            made.compare(*parts)
     _write(args, ui, made)
     return made
 
 
-def _row(lab: Lab, args: argparse.Namespace, ui: UI, layers: Sequence[str]) -> Timeline:
+def _row(lab: Lab, args: argparse.Namespace, ui: UI, parts: Sequence[str]) -> Timeline:
     """Compare more than two states, each with the next."""
     for name in ("baseline", "strings"):
         if getattr(args, name):
@@ -111,7 +111,7 @@ def _row(lab: Lab, args: argparse.Namespace, ui: UI, layers: Sequence[str]) -> T
                 f"--{name} is for two states.", hint=f"compare two of them: `%vm diff A B --{name}`"
             )
     with ui.progress(f"compare {' '.join(args.states)}") as tell:
-        found = lab.timeline(args.states, layers=layers, progress=tell)
+        found = lab.timeline(args.states, layers=parts, progress=tell)
     _write(args, ui, found)
     return found
 

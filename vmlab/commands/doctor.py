@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Any:
     """Return the findings."""
-    from vmlab.doctor import examine
+    from vmlab.host.doctor import examine
 
-    with ui.progress("examine this host"):
+    with ui.progress("examine this host", "looking at programs, devices and memory"):
         return examine()

@@ -1,14 +1,15 @@
 """Run a command in a machine, and show its output as it comes.
 
-Options stand before the name; everything after it belongs to the guest. On the command line, the exit
-status is the guest's.
+Options stand before the name; everything after it belongs to the guest, comments and {braces} included. On the
+command line, the exit status is the guest's.
 
 Examples
 --------
 exec web -- ls -la /etc
 exec web "dmesg | tail"                    # one word in quotes goes through the guest's shell
-exec --stdin web -- tar -x -C /srv  # < site.tar
+vmlab exec --stdin web -- tar -x -C /srv < site.tar
 exec --user nobody --timeout 10 web id
+exec --to etc.tar web "tar -cf - /etc"      # all that it writes, byte for byte
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.commands._many import check
+from vmlab.commands._scripts import check
 from vmlab.errors import UsageError
-from vmlab.render.results import Ended
+from vmlab.views.commands import Ended
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -37,11 +38,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-u", "--user", metavar="USER", help="as this user instead of root")
     parser.add_argument("-i", "--stdin", action="store_true", help="give it what is piped in as its input")
     parser.add_argument(
+        "--to", metavar="FILE", help="write its output to this file instead of showing it, byte for byte"
+    )
+    parser.add_argument(
         "--no-raise", dest="check", action="store_false", help="a status other than 0 is no error"
     )
     words.machine(parser)
-    parser.add_argument(
-        "command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, with its arguments"
+    words.guests(
+        parser.add_argument(
+            "command", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run, with its arguments"
+        )
     )
 
 
@@ -62,6 +68,7 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Ended:
         user=args.user,
         on_output=ui.output,
         input=ui.input() if args.stdin else None,
+        **({"to": args.to} if args.to else {}),
     )
     if args.check:
         check({machine.name: result}, "command")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from vmlab.commands import _arguments as words
 from vmlab.commands import _names
 from vmlab.errors import UsageError
-from vmlab.render.results import Note
-from vmlab.render.results import words as in_words
+from vmlab.views.notes import Note
+from vmlab.views.notes import words as in_words
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -47,11 +47,11 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
             # The root of its tree: an image's ready state, or what it was forked from.
             raise UsageError(
                 f"'{snapshot.name}' is a snapshot of {snapshot.machine_name}, not of {machine.name}.",
-                hint=f"forget it there, if you mean it: forget {snapshot.machine_name} {snapshot.name}"
+                hint=f"forget it there, if you mean it: `%vm forget {snapshot.machine_name} {snapshot.name}`"
                 if snapshot.kind != "ready"
-                else f"it goes with its image: images --delete {snapshot.machine_name}",
+                else f"it goes with its image: `%vm images --delete {snapshot.machine_name}`",
             )
-    with ui.progress(f"forget {in_words(names)}"):
+    with ui.progress(f"forget {in_words(names)}", "deleting what nothing else is built on"):
         for snapshot in chosen:
             snapshot.forget()
     return Note(f"Forgot {in_words(names)} of {machine.name}.", machine=machine.name, forgotten=names)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
-    from vmlab.render.machines import MachineTable
+    from vmlab.views.machines import MachineTable
 
 GROUP = "snapshots"
 ORDER = 5
@@ -51,10 +51,10 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
     if args.names and args.count not in (None, len(args.names)):
         raise UsageError(
             f"{len(args.names)} names do not make {args.count} machines.",
-            hint="give names, or --count, or as many of both",
+            hint="give names, or `count=`, or as many of both",
         )
     machine = lab.machine(args.machine)
-    with ui.progress(f"fork {machine.name}"):
+    with ui.progress(f"fork {machine.name}", "new machines start from its state"):
         made = machine.fork(
             names=args.names or None,
             count=None if args.names else args.count or 1,

@@ -2,18 +2,17 @@
 
 Examples
 --------
-get web /var/log/syslog
+get web /etc/hostname
 get web /etc ./web-etc
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.render.results import Note
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -37,12 +36,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
     """Return where it was copied to."""
-    name = PurePosixPath(args.remote).name or args.machine
-    target = Path(args.local).expanduser() if args.local else Path(name)
-    if target.is_dir():
-        target /= name
-    with ui.progress(f"get {args.remote} from {args.machine}"):
-        lab.machine(args.machine).get(args.remote, target)
+    with ui.progress(f"get {args.remote} from {args.machine}", "copying out of the guest"):
+        target = lab.machine(args.machine).get(args.remote, args.local, tell=ui.say)
     return Note(
         f"{args.machine}:{args.remote} → {target}",
         machine=args.machine,

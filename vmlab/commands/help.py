@@ -12,8 +12,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.commands import _core, _names
-from vmlab.render.help import HelpView, VerbHelp
+from vmlab.commands import _names, _verbs
+from vmlab.views.help import HelpView, VerbHelp
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -34,9 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(lab: Lab | None, args: argparse.Namespace, ui: UI) -> HelpView | VerbHelp:
     """Return the help."""
     if args.verb:
-        return VerbHelp(_core.verb(args.verb, ui.prefix).parser(ui.prefix).format_help())
+        return VerbHelp(_verbs.verb(args.verb, ui.prefix).parser(ui.prefix).format_help())
     groups = {
-        title: [(verb.name, verb.summary) for verb in _core.verbs().values() if verb.group == key]
-        for key, title in _core.GROUPS.items()
+        title: [(verb.name, verb.summary) for verb in _verbs.verbs().values() if verb.group == key]
+        for key, title in _verbs.GROUPS.items()
     }
     return HelpView(groups, prefix=ui.prefix)

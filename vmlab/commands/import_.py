@@ -1,6 +1,11 @@
 """Make an image from anything that boots.
 
-That is a disk (qcow2, raw), an ISO, or a kernel with its initrd.
+That is a disk (raw, qcow2, VMDK, VDI, VHD, VHDX, QED), compressed or not (gz, bz2, xz, zst, zip), an appliance
+(OVA, OVF), an ISO, or a kernel with its initrd. Of an appliance its disks, memory, CPUs, firmware, disk bus and network
+card are taken over; what is not is said.
+
+A disk that is built on another, or consists of several files, is made one. The other files must lie in its folder, or
+be named with --backing: it could name any file that you may read, and its guest would see what is in it.
 
 A cloud image is given a user, a key and a name at its first boot with --user, --ssh-key, --hostname or
 --user-data.
@@ -8,8 +13,11 @@ A cloud image is given a user, a key and a name at its first boot with --user, -
 Examples
 --------
 import debian debian-12-generic-amd64.qcow2 --user me --ssh-key ~/.ssh/id_ed25519.pub
+import shop shop.ova
+import shop-server web@clean    # a snapshot's disks, never its RAM
+import old old.vmdk.xz --disk-bus sata
 import rescue rescue.iso --memory 1G
-import own vmlinuz --initrd initrd.img --cmdline "console=ttyS0"
+import own --kernel vmlinuz --initrd initrd.img --cmdline "console=ttyS0"
 """
 
 from __future__ import annotations
@@ -60,25 +68,41 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="FILE",
         nargs="?",
-        help="disk or CD: a file, or an address (https://...); may be left out with --kernel",
+        help="disk, CD or appliance: a file, or an address (https://...); or a snapshot, such as web@clean; "
+        "may be left out with --kernel",
+    )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        default=None,
+        help="of a snapshot: without machine ID, ssh host keys, histories and deleted files",
     )
     parser.add_argument("--sha256", metavar="SUM", help="refuse it unless it has this checksum")
+    parser.add_argument(
+        "--backing",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a file that the disk is built on, if it lies in another folder",
+    )
     parser.add_argument("-m", "--memory", type=words.memory, metavar="SIZE", help="RAM of its machines")
     parser.add_argument("-c", "--vcpus", type=words.count, metavar="N", help="virtual CPUs of its machines")
     parser.add_argument("--firmware", choices=("bios", "uefi"), help="what boots it")
     parser.add_argument("--kernel", metavar="FILE", help="boot this kernel, with the disk or without")
     parser.add_argument("--initrd", metavar="FILE", help="its initial RAM disk")
-    parser.add_argument("--cmdline", metavar="TEXT", default="", help="its kernel arguments")
+    words.free(parser.add_argument("--cmdline", metavar="TEXT", default="", help="its kernel arguments"))
     parser.add_argument(
-        "--disk-bus", choices=("virtio", "sata", "scsi", "ide"), help="for guests without virtio: sata"
+        "--disk-bus", choices=("virtio", "sata", "scsi", "usb"), help="for guests without virtio: sata"
     )
     parser.add_argument("--nic", metavar="MODEL", help="for guests without virtio: e1000e")
     parser.add_argument("--video", metavar="MODEL", help="screen: vga, virtio, none")
     parser.add_argument("--agent", action="store_true", default=None, help="it runs the QEMU guest agent")
     cloud = parser.add_argument_group("cloud images")
     cloud.add_argument("--user", metavar="USER", help="a user that may use sudo")
-    cloud.add_argument(
-        "--password", metavar="WORD", help="the user's password, for the screen and the serial line"
+    words.free(
+        cloud.add_argument(
+            "--password", metavar="WORD", help="the user's password, for the screen and the serial line"
+        )
     )
     cloud.add_argument(
         "--ssh-key", metavar="FILE", action="append", default=[], help="a public key that may log in"
@@ -93,6 +117,8 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Image:
         name: value
         for name in (
             "sha256",
+            "clean",
+            "backing",
             "memory",
             "vcpus",
             "firmware",
@@ -104,7 +130,7 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Image:
             "video",
             "agent",
         )
-        if (value := getattr(args, name)) not in (None, "")
+        if (value := getattr(args, name)) not in (None, "", [])
     }
     if cloud := _cloud(args):
         options["cloud_init"] = cloud

@@ -14,7 +14,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.render.results import Note
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -27,7 +27,9 @@ ORDER = 5
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     words.machine(parser)
-    parser.add_argument("chords", metavar="KEYS", nargs="+", help="such as ret, alt-f4, ctrl-alt-del")
+    words.guests(
+        parser.add_argument("chords", metavar="KEYS", nargs="+", help="such as ret, alt-f4, ctrl-alt-del")
+    )
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:

@@ -1,7 +1,7 @@
 """List machines, and what each really takes.
 
-Memory is what a machine takes of the host's RAM now, QEMU itself included: what it alone has, plus its part
-of what it shares with others.
+Of the host's RAM a machine takes now what its guest has of its own, plus its part of what it shares with others,
+plus what QEMU itself needs.
 
 Examples
 --------
@@ -19,7 +19,7 @@ from vmlab.commands import _arguments as words
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
-    from vmlab.render.machines import MachineTable
+    from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
 ORDER = 2

@@ -12,17 +12,17 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.commands._many import each
-from vmlab.render.results import machine_names
+from vmlab.commands._arguments import each
+from vmlab.views.notes import machine_names
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
-    from vmlab.render.machines import MachineTable
+    from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
-ORDER = 6
+ORDER = 7
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
     """Return the machines."""
     machines = words.chosen(lab, args.machines)
-    with ui.progress(f"pause {machine_names(machines)}"):
+    with ui.progress(f"pause {machine_names(machines)}", "waiting until the CPUs stand still"):
         each(machines, lambda machine: machine.pause())
     return words.one_or_table(lab, machines)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
 from vmlab.errors import UsageError
-from vmlab.render.results import Note
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -28,7 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     words.machine(parser)
     parser.add_argument("local", metavar="FILE", help="file or folder on this host")
-    parser.add_argument("remote", metavar="PATH", help="where to in the guest; a folder if it ends in /")
+    parser.add_argument(
+        "remote", metavar="PATH", help="where to in the guest; a folder, into which it goes, if it ends in /"
+    )
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
@@ -36,9 +38,8 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
     source = Path(args.local).expanduser()
     if not source.exists():
         raise UsageError(f"There is no {args.local} here.", folder=Path.cwd())
-    target = args.remote + source.name if args.remote.endswith("/") else args.remote
-    with ui.progress(f"put {source.name} into {args.machine}"):
-        lab.machine(args.machine).put(source, target)
+    with ui.progress(f"put {source.name} into {args.machine}", "copying into the guest"):
+        target = lab.machine(args.machine).put(source, args.remote, tell=ui.say)
     return Note(
         f"{args.local} → {args.machine}:{target}", local=str(source), machine=args.machine, remote=target
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmlab.machine import Machine
 
 GROUP = "machines"
-ORDER = 9
+ORDER = 10
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,6 +40,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine:
     """Return the machine."""
     machine = lab.machine(args.machine)
-    with ui.progress(f"revert {machine.name}"):
+    with ui.progress(f"revert {machine.name}", "the snapshot takes the place of the present"):
         machine.revert(args.snapshot, clock=args.clock, keep=args.keep, force=args.force)
     return machine

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from vmlab.commands import _arguments as words
 from vmlab.errors import UsageError
-from vmlab.render.results import Note, Picture
+from vmlab.views.notes import Note
+from vmlab.views.screenshot import Picture
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
 
 GROUP = "inside"
-ORDER = 7
+ORDER = 8
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ first command that fails. Kernel > Interrupt, or Ctrl-C, reaches the process in 
 
 Examples
 --------
-script web < setup.sh
+vmlab script web < setup.sh
 script web db --file setup.sh --timeout 5m
 """
 
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.commands._many import check, run_script
+from vmlab.commands._scripts import check, run_script
 from vmlab.errors import UsageError
-from vmlab.render.results import Ended, EndedMany
+from vmlab.views.commands import Ended, EndedMany
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI

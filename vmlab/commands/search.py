@@ -22,7 +22,7 @@ from vmlab.errors import UsageError
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
-    from vmlab.render.diff import SearchView
+    from vmlab.views.search import SearchView
 
 GROUP = "snapshots"
 ORDER = 11
@@ -31,7 +31,7 @@ ORDER = 11
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     words.machine(parser)
-    parser.add_argument("text", metavar="TEXT", help="what to search for")
+    words.guests(parser.add_argument("text", metavar="TEXT", help="what to search for"))
     words.completed(
         parser.add_argument(
             "--in",
@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> SearchView:
     """Return what was found in each state."""
-    from vmlab.render.diff import SearchView
+    from vmlab.views.search import SearchView
 
     what: str | bytes = args.text
     if args.hex:
@@ -55,5 +55,5 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> SearchView:
             what = bytes.fromhex(args.text)
         except ValueError:
             raise UsageError(f"{args.text!r} is not hexadecimal.", hint="for example deadbeef") from None
-    with ui.progress(f"search {args.machine}"):
+    with ui.progress(f"search {args.machine}", "reading the RAM of each state"):
         return SearchView(lab.search([args.machine, *(args.states or ())], what))

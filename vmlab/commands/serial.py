@@ -13,14 +13,15 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.render.results import Note, Plain
+from vmlab.views.commands import Plain
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
 
 GROUP = "inside"
-ORDER = 8
+ORDER = 9
 
 
 def _lines(text: str) -> int:
@@ -35,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--lines", type=_lines, metavar="N", default=40, help="how many, 0 for all (default: 40)"
     )
-    parser.add_argument("--send", metavar="TEXT", help="send this text and Enter instead")
+    words.guests(parser.add_argument("--send", metavar="TEXT", help="send this text and Enter instead"))
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note | Plain:

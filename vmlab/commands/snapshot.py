@@ -8,6 +8,7 @@ Examples
 snapshot web                               # named s1, s2 ...
 snapshot web clean
 snapshot web clean -d "before the upgrade"
+snapshot web clean --replace               # in the place of the 'clean' that is there
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vmlab.commands import _arguments as words
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
-    from vmlab.snapshot import Snapshot
+    from vmlab.machine import Snapshot
 
 GROUP = "snapshots"
 ORDER = 1
@@ -32,10 +33,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", metavar="SNAPSHOT", nargs="?", help="its name; chosen for you if you give none"
     )
-    parser.add_argument("-d", "--description", metavar="TEXT", default="", help="what it is")
+    words.free(parser.add_argument("-d", "--description", metavar="TEXT", default="", help="what it is"))
+    parser.add_argument(
+        "--replace", action="store_true", help="forget the snapshot of that name, if there is one"
+    )
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Snapshot:
     """Return the new snapshot."""
-    with ui.progress(f"snapshot {args.machine}"):
-        return lab.machine(args.machine).snapshot(args.name, description=args.description)
+    with ui.progress(f"snapshot {args.machine}", "its state is copied"):
+        machine = lab.machine(args.machine)
+        return machine.snapshot(args.name, description=args.description, replace=args.replace)

@@ -12,14 +12,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.commands._many import each
-from vmlab.render.results import machine_names
+from vmlab.commands._arguments import each
+from vmlab.views.notes import machine_names
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
-    from vmlab.render.machines import MachineTable
+    from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
 ORDER = 4
@@ -34,6 +34,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
     """Return the machines."""
     machines = words.chosen(lab, args.machines)
-    with ui.progress(f"stop {machine_names(machines)}"):
+    with ui.progress(f"stop {machine_names(machines)}", "waiting until the guest has powered off"):
         each(machines, lambda machine: machine.stop(timeout=args.timeout), at_once=True)
     return words.one_or_table(lab, machines)

@@ -22,7 +22,7 @@ from vmlab.commands import _names
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
-    from vmlab.timeline import Timeline
+    from vmlab.study.timeline import Timeline
 
 GROUP = "snapshots"
 ORDER = 10
@@ -36,7 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--file", metavar="PATH", help="a file's size, mode, owner and content")
-    one.add_argument("--process", metavar="TEXT", help="processes with this text in their command line")
+    words.free(
+        one.add_argument("--process", metavar="TEXT", help="processes with this text in their command line")
+    )
     one.add_argument(
         "--register", metavar="NAME", help="a CPU register, as in rip, or 1:rip of the second CPU"
     )

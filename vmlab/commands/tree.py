@@ -11,11 +11,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.render.tree import SnapshotTree
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
+    from vmlab.tree import Tree
 
 GROUP = "snapshots"
 ORDER = 2
@@ -26,6 +26,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     words.machine(parser)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> SnapshotTree:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Tree:
     """Return the tree."""
-    return SnapshotTree(lab.machine(args.machine))
+    return lab.machine(args.machine).tree()

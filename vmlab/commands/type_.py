@@ -12,7 +12,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
-from vmlab.render.results import Note
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -25,8 +25,10 @@ ORDER = 6
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     words.machine(parser)
-    parser.add_argument(
-        "words", metavar="TEXT", nargs="+", help="the text; in quotes if it has several spaces"
+    words.guests(
+        parser.add_argument(
+            "words", metavar="TEXT", nargs="+", help="the text; in quotes if it has several spaces"
+        )
     )
     parser.add_argument("-e", "--enter", action="store_true", help="press Enter after it")
 

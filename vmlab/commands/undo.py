@@ -30,6 +30,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine:
     """Return the machine."""
     machine = lab.machine(args.machine)
-    with ui.progress(f"undo {machine.name}"):
+    with ui.progress(f"undo {machine.name}", "the present that was left comes back"):
         machine.undo(clock=args.clock)
     return machine

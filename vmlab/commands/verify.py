@@ -3,7 +3,8 @@
 It is restored in a guest that is thrown away, and compared before the first instruction.
 
 CPU registers, all of the RAM, the devices and the screen are compared with what was recorded when the
-snapshot was taken. The machine itself is not touched.
+snapshot was taken, and all disks down to the image with the digests that were taken in the background
+soon after. It says what it covered. The machine itself is not touched.
 
 Examples
 --------
@@ -38,6 +39,10 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Any:
     machine = lab.machine(args.machine)
     snapshot = machine.find(args.snapshot) if args.snapshot else machine.here
     if snapshot is None:
-        raise NotFound(f"{machine.name} has no snapshot yet.", hint=f"take one: snapshot {machine.name} NAME")
-    with ui.progress(f"verify {machine.name}:{snapshot.name}"):
+        raise NotFound(
+            f"{machine.name} has no snapshot yet.", hint=f"take one: `%vm snapshot {machine.name} NAME`"
+        )
+    with ui.progress(
+        f"verify {machine.name}@{snapshot.name}", "comparing it with a guest that goes on from it"
+    ):
         return snapshot.verify()

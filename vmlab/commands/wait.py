@@ -8,6 +8,7 @@ wait web                                   # until commands can be run
 wait web --port 80 --timeout 30
 wait web --serial 'login:'
 wait d1 --screen-still                     # until its screen stops changing
+wait d1 --screen-still --tolerance 0.1%    # a cursor may blink
 wait web --until "test -e /run/done"
 """
 
@@ -19,8 +20,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vmlab.commands import _arguments as words
+from vmlab.errors import UsageError
 from vmlab.render import units
-from vmlab.render.results import Note
+from vmlab.views.notes import Note
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from vmlab.machine import Machine
 
 GROUP = "inside"
-ORDER = 9
+ORDER = 10
 
 
 def _what(machine: Machine, args: argparse.Namespace) -> tuple[str, Callable[[float], Any]]:
@@ -44,10 +46,35 @@ def _what(machine: Machine, args: argparse.Namespace) -> tuple[str, Callable[[fl
             args.serial, timeout=timeout
         )
     if args.screen_still:
-        return "a still screen", lambda timeout: machine.wait_for_screen(timeout=timeout)
+        return "a still screen", lambda timeout: machine.wait_for_screen(
+            timeout=timeout, tolerance=args.tolerance, area=args.area
+        )
     if args.until:
         return f"'{args.until}'", lambda timeout: machine.wait_until_succeeds(args.until, timeout=timeout)
     return "the agent", machine.wait_for_agent
+
+
+def part(text: str) -> float:
+    """Return a part of a whole, from 0 to 1, from ``0.1%`` or ``0.001``."""
+    number, percent, rest = text.partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = -1.0
+    if rest or not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part of a whole; 0.1% or 0.001, for example")
+    return value
+
+
+def area(text: str) -> tuple[int, int, int, int]:
+    """Return ``(left, top, right, bottom)`` from ``0,0,640,400``."""
+    numbers = [word.strip() for word in text.split(",")]
+    if len(numbers) != 4 or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no part of a screen; 0,0,640,400 are left, top, right and bottom, in pixels"
+        )
+    left, top, right, bottom = map(int, numbers)
+    return left, top, right, bottom
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,14 +85,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--file", metavar="PATH", help="this file is there")
     what.add_argument("--port", type=words.port, metavar="PORT", help="something listens on this port")
     what.add_argument("--unit", metavar="UNIT", help="this systemd unit is active")
-    what.add_argument("--serial", metavar="REGEX", help="this was written on the serial line")
+    words.guests(what.add_argument("--serial", metavar="REGEX", help="this was written on the serial line"))
     what.add_argument("--screen-still", action="store_true", help="the screen has stopped changing")
-    what.add_argument("--until", metavar="COMMAND", help="this command succeeds")
+    words.guests(what.add_argument("--until", metavar="COMMAND", help="this command succeeds"))
+    parser.add_argument(
+        "--tolerance",
+        type=part,
+        metavar="PART",
+        default=0.0,
+        help="how much of a still screen may change: 0.1%% or 0.001 (a blinking cursor, a clock)",
+    )
+    parser.add_argument(
+        "--area",
+        type=area,
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="look at this part of the screen alone, in pixels",
+    )
     words.timeout(parser, default=60.0, help="for how long")
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
     """Return how long it took."""
+    if (args.tolerance or args.area) and not args.screen_still:
+        raise UsageError("--tolerance and --area are for --screen-still.")
     machine = lab.machine(args.machine)
     started = time.monotonic()
     label, act = _what(machine, args)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmlab.compare import device_names, vmstate
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.compare.vmstate import Device, Devices
 from vmlab.errors import WrongState
 
@@ -166,7 +166,7 @@ class DevicesDiff:
         return pd.DataFrame(rows, columns=["device", "field", "before", "after", "id", "path"], dtype=object)
 
 
-def read_devices(state: State, *others: State) -> Devices:
+def read_devices(state: Files, *others: Files) -> Devices:
     """Read the devices of a live state; ``others`` lend their description where it has none.
 
     Raises
@@ -186,7 +186,7 @@ def read_devices(state: State, *others: State) -> Devices:
     return vmstate.read(state.ram, describers)
 
 
-def compare_devices(before: State, after: State) -> DevicesDiff:
+def compare_devices(before: Files, after: Files) -> DevicesDiff:
     """Compare all devices and CPUs of two live states.
 
     Raises

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vmlab.compare import blocks, picture
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.render import units
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class DiskDiff:
         return pd.DataFrame(rows, columns=["disk", "offset", "size"])
 
 
-def compare_disks(before: State, after: State) -> DiskDiff:
+def compare_disks(before: Files, after: Files) -> DiskDiff:
     """Compare the disks of two states, the first with the first and so on.
 
     Only what the two do not take from the same files is read: the cost follows what was written, not the size.

@@ -15,21 +15,18 @@ unless no byte of theirs differs.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-import itertools
-import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmlab.compare.blocks import SECTOR, Disk, Numbers, differing
 from vmlab.compare.ext4.differences import PAGE, Change, changes
+from vmlab.compare.filestate import HASH_LIMIT, FileState, lines, printable, text_of
 from vmlab.compare.partitions import outside
-from vmlab.compare.volumes import NO_FILES, FileSystem, Found, Place, Tree, places
+from vmlab.compare.textdiff import unified
+from vmlab.compare.volumes import NO_FILES, FileSystem, Found, Place, Volumes, places
 from vmlab.compare.walk import Walk
 from vmlab.errors import DiskUnreadable, HostError
 
@@ -41,131 +38,7 @@ KINDS = ("added", "removed", "changed", "renamed", "metadata", "touched")
 #: Differences that are more than metadata, and those that say little.
 _CONTENT = {"content", "type"}
 _LITTLE = {"mtime", "replaced"}
-_TYPES = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
-#: Larger files have no text diff, and no hash in JSON; and the bytes that are hashed for one JSON.
-TEXT_LIMIT = 256 << 10
-HASH_LIMIT = 64 << 20
 HASH_TOTAL = 512 << 20
-#: Pairs of equal lines that are looked at for one text diff, which takes some tenths of a second.
-_MOST_PAIRS = 1_000_000
-#: Bytes that are looked at to tell text from other content.
-_PROBE = 8192
-
-
-def printable(path: str) -> str:
-    r"""Return a path as it can be printed anywhere; bytes that are no UTF-8 are shown as ``\xff``."""
-    shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-
-
-@dataclass(frozen=True)
-class FileState:
-    """A file as one of the two states has it.
-
-    Attributes
-    ----------
-    type
-        ``file``, ``directory``, ``symlink``, ``character device``, ``block device``, ``fifo`` or ``socket``.
-    mode
-        Permission bits, with set-user-ID and the like. FAT and NTFS have none: 0777, or 0555 for read-only files.
-    uid, gid
-        Owner and group; 0 on FAT and NTFS.
-    size
-        Bytes.
-    mtime
-        When the content was changed, in nanoseconds since 1970. FAT keeps local time, which is taken as UTC.
-    target
-        What a symbolic link leads to.
-    device
-        Major and minor number of a device.
-    flags
-        The letters of ``lsattr``: ``i`` immutable, ``a`` append-only ...; on FAT and NTFS ``R`` read-only,
-        ``H`` hidden, ``S`` system, ``C`` compressed, ``E`` encrypted. Those of XFS are not read.
-    inode
-        Its number: of NTFS that of its record, of FAT the place of its entry.
-    """
-
-    type: str
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime: int
-    target: str | None
-    device: tuple[int, int] | None
-    flags: str
-    inode: int
-    _fs: FileSystem = field(repr=False, compare=False)
-    _inode: Any = field(repr=False, compare=False)
-
-    @classmethod
-    def of(cls, fs: FileSystem, inode: Any) -> FileState:
-        """Read a file's state, not its content."""
-        link = inode.format == stat.S_IFLNK
-        return cls(
-            type=_TYPES.get(inode.format, "unknown"),
-            mode=stat.S_IMODE(inode.mode),
-            uid=inode.uid,
-            gid=inode.gid,
-            size=inode.size,
-            mtime=inode.mtime,
-            target=_text(fs.target(inode)) if link else None,
-            device=inode.device,
-            flags=inode.shown_flags,
-            inode=inode.number,
-            _fs=fs,
-            _inode=inode,
-        )
-
-    @cached_property
-    def attributes(self) -> dict[str, bytes]:
-        """Extended attributes, with their prefix: ``user.x``, ``security.capability``, ``system.posix_acl_access``.
-
-        Of NTFS, as ntfs-3g names them: the first 64 KiB of other streams (``user.NAME``), and ``system.ntfs_acl``.
-        """
-        return {_text(k): v for k, v in sorted(self._fs.attributes(self._inode).items())}
-
-    @cached_property
-    def sha256(self) -> str | None:
-        """SHA-256 of a file's content; None for what has none. The whole content is read."""
-        if self.type != "file":
-            return None
-        digest = hashlib.sha256()
-        for part in self._fs.parts(self._inode):
-            digest.update(part)
-        return digest.hexdigest()
-
-    @cached_property
-    def fingerprint(self) -> str | None:
-        """What is equal for files of equal content, whatever their size; holes are not read. None as of `sha256`."""
-        return self._fs.fingerprint(self._inode) if self.type == "file" else None
-
-    def read(self, limit: int | None = None) -> bytes:
-        """Return a file's content, at most ``limit`` bytes of it."""
-        if self.type != "file":
-            return b""
-        return self._fs.read(self._inode, 0, self.size if limit is None else limit)
-
-    def to_json(self, limit: int = HASH_LIMIT) -> dict[str, Any]:
-        """Return what is known, with the hash of files up to 64 MiB, or another limit."""
-        found: dict[str, Any] = {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if not item.name.startswith("_")
-        }
-        found["mode"] = f"{self.mode:04o}"
-        found["target"] = None if self.target is None else printable(self.target)
-        found["attributes"] = {printable(k): v.hex() for k, v in self.attributes.items()}
-        found["sha256"] = self.sha256 if self.size <= limit else None
-        return found
 
 
 @dataclass(frozen=True)
@@ -280,84 +153,6 @@ class FileChange:
         return found
 
 
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "surrogateescape")
-
-
-class _TooMuchError(Exception):
-    """A text diff that takes too long."""
-
-
-class _Matcher(difflib.SequenceMatcher[str]):
-    """Compares lines, and gives up where there are so many equal ones that it would take seconds, or hours."""
-
-    def __init__(self, old: list[str], new: list[str]) -> None:
-        super().__init__(None, old, new)
-        places = self.b2j  # type: ignore[attr-defined]
-        self._until = [0, *itertools.accumulate(len(places.get(line, ())) + 1 for line in old)]
-        self._left = _MOST_PAIRS
-
-    def find_longest_match(
-        self, alo: int = 0, ahi: int | None = None, blo: int = 0, bhi: int | None = None
-    ) -> difflib.Match:
-        """Return the longest block that both have."""
-        self._left -= self._until[-1 if ahi is None else ahi] - self._until[alo]
-        if self._left < 0:
-            raise _TooMuchError
-        return super().find_longest_match(alo, ahi, blo, bhi)
-
-
-def unified(old: list[str], new: list[str], first: str, second: str, context: int = 3) -> str | None:
-    """Return what differs between lines (with their ends) as a unified diff; None if that would take too long."""
-    start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
-    # What both begin and end with needs no matching, but for the lines that are shown around.
-    start = max(0, start - context)
-    rest = zip(reversed(old[start:]), reversed(new[start:]), strict=False)
-    end = max(0, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], rest)) - context)
-    old, new = old[start : len(old) - end], new[start : len(new) - end]
-    try:
-        groups = list(_Matcher(old, new).get_grouped_opcodes(context))
-    except _TooMuchError:
-        return None
-    found = [f"--- {first}\n", f"+++ {second}\n"] if groups else []
-    for group in groups:
-        ranges = [
-            _range(start + low, start + high)
-            for low, high in ((group[0][1], group[-1][2]), (group[0][3], group[-1][4]))
-        ]
-        found.append(f"@@ -{ranges[0]} +{ranges[1]} @@\n")
-        for tag, i1, i2, j1, j2 in group:
-            if tag == "equal":
-                found += [f" {line}" for line in old[i1:i2]]
-                continue
-            found += [f"-{line}" for line in old[i1:i2]]
-            found += [f"+{line}" for line in new[j1:j2]]
-    return "".join(x if x.endswith("\n") else f"{x}\n\\ No newline at end of file\n" for x in found)
-
-
-def _range(start: int, stop: int) -> str:
-    """Return lines as the head of a hunk names them."""
-    length = stop - start
-    if length == 1:
-        return f"{start + 1}"
-    return f"{start + bool(length)},{length}"
-
-
-def lines(state: FileState | None) -> list[str] | None:
-    """Return the lines, with their ends, of a text file, or None if it is none, or too large; nothing has no lines."""
-    if state is None:
-        return []
-    if state.type != "file" or state.size > TEXT_LIMIT or b"\0" in state.read(_PROBE):
-        return None
-    try:
-        text = state.read().decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    # Not splitlines(): a form feed ends no line. What stands behind the last "\n" is a line only if there is something.
-    *lines, rest = text.split("\n")
-    return [f"{line}\n" for line in lines] + ([rest] if rest else [])
-
-
 @dataclass(frozen=True)
 class Volume:
     """A partition, a logical volume, or a whole disk without partitions, that both states have.
@@ -404,7 +199,7 @@ class FilesDiff:
 
     entries: tuple[FileChange, ...]
     volumes: tuple[Volume, ...]
-    _trees: tuple[Tree, ...] = field(default=(), repr=False, compare=False)
+    _sides: tuple[Volumes, ...] = field(default=(), repr=False, compare=False)
 
     def __iter__(self) -> Iterator[FileChange]:
         return iter(self.entries)
@@ -472,7 +267,7 @@ class FilesDiff:
 
     def _find(self, path: str, side: int, *, follow: bool = False) -> list[Found]:
         raw = path.encode("utf-8", "surrogateescape")
-        return self._trees[side].find(raw, follow=follow) if self._trees else []
+        return self._sides[side].find(raw, follow=follow) if self._sides else []
 
     def _spots(self, path: str, *, follow: bool = False) -> set[_Spot]:
         """Return where a path may be found among the entries: as it is, and where it leads to on either side."""
@@ -485,7 +280,7 @@ class FilesDiff:
         if found.place is None:
             return None
         mount = next((v.mount for v in self.volumes if v.name == found.place.name), None)
-        return _Spot(found.place.name, _joined(mount, _text(found.path)))
+        return _Spot(found.place.name, _joined(mount, text_of(found.path)))
 
     def summary(self) -> str:
         """Return one line: ``3 added, 1 removed, 12 changed; 40 only touched``."""
@@ -548,7 +343,7 @@ class FilesDiff:
             raise AssertionError(f"{printable(path)} is not where it was: {moved}.")
         if self.unread:
             raise AssertionError(f"{printable(path)} cannot be said to be unchanged. {' '.join(self.unread)}")
-        if not self._trees:
+        if not self._sides:
             return True
         sides = [self._find(path, side) + self._find(path, side, follow=True) for side in (0, 1)]
         there = [{self._spot(one) for one in side if one.node is not None} for side in sides]
@@ -713,13 +508,13 @@ def compare_files(before: Sequence[Path], after: Sequence[Path], names: Sequence
             raise
         for all_, some in zip(sides, of_disk, strict=True):
             all_ += some
-    trees = Tree(sides[0]), Tree(sides[1])
+    mounted = Volumes(sides[0]), Volumes(sides[1])
     # With one volume alone there is no question whose path a path is.
     several = len({place.name for side in sides for place in side if place.kind not in NO_FILES}) > 1
     entries: list[FileChange] = []
     volumes: list[Volume] = []
     for volume, changed in found:
-        mount = _mount(trees, volume.name) if several else None
+        mount = _mount(mounted, volume.name) if several else None
         volumes.append(dataclasses.replace(volume, mount=mount))
         if changed:
             places_ = [next(place for place in side if place.name == volume.name) for side in sides]
@@ -728,15 +523,15 @@ def compare_files(before: Sequence[Path], after: Sequence[Path], names: Sequence
                 entries += [_entry(x, (places_[0].fs, places_[1].fs), volumes[-1], prefix) for x in changed]
             except DiskUnreadable as error:
                 volumes[-1] = _damaged(volumes[-1], error)
-    return FilesDiff(tuple(sorted(entries, key=lambda e: (e.path, e.volume))), tuple(volumes), trees)
+    return FilesDiff(tuple(sorted(entries, key=lambda e: (e.path, e.volume))), tuple(volumes), mounted)
 
 
-def _mount(trees: tuple[Tree, Tree], volume: str) -> str | None:
+def _mount(sides: tuple[Volumes, Volumes], volume: str) -> str | None:
     """Return where a volume is mounted: after, or else before."""
-    for tree in reversed(trees):
-        for place in tree.places:
-            if place.name == volume and (mount := tree.mount_of(place)) is not None:
-                return _text(mount) or "/"
+    for side in reversed(sides):
+        for place in side.places:
+            if place.name == volume and (mount := side.mount_of(place)) is not None:
+                return text_of(mount) or "/"
     return None
 
 
@@ -764,7 +559,7 @@ def _compare_disks(
         len(differing(*disks, SECTOR, start, length)) for start, length in outside(parts[0] + parts[1], size)
     )
     if changed:
-        unread = f"{changed:,} bytes of {name} outside of its partitions differ, see the disk layer."
+        unread = f"{changed:,} bytes of {name} outside of its partitions differ, see the part 'disk'."
         yield Volume(name, "unknown", changed_bytes=changed, unread=unread), []
 
 
@@ -792,7 +587,7 @@ def _compare_volumes(a: Place, b: Place, *, related: bool) -> tuple[Volume, list
         return found, []
     why = kind if a.kind != b.kind else a.unreadable or b.unreadable
     if why is not None:
-        unread = f"{name} is {why}; {found.changed_bytes:,} bytes of it differ, see the disk layer."
+        unread = f"{name} is {why}; {found.changed_bytes:,} bytes of it differ, see the part 'disk'."
         return dataclasses.replace(found, unread=unread), []
     notes: list[str] = []
     try:
@@ -813,7 +608,7 @@ def _compare_volumes(a: Place, b: Place, *, related: bool) -> tuple[Volume, list
 
 def _damaged(volume: Volume, error: DiskUnreadable) -> Volume:
     """Say that a volume cannot be read; the others can."""
-    differ = f"{volume.changed_bytes:,} bytes of it differ, see the disk layer."
+    differ = f"{volume.changed_bytes:,} bytes of it differ, see the part 'disk'."
     return dataclasses.replace(volume, unread=f"{volume.name}: {error.message} {differ}")
 
 
@@ -821,7 +616,7 @@ def _entry(
     change: Change[Any], sides: tuple[FileSystem, FileSystem], volume: Volume, prefix: str
 ) -> FileChange:
     def place(path: bytes | None) -> str | None:
-        return None if path is None else _joined(volume.mount, _text(path))
+        return None if path is None else _joined(volume.mount, text_of(path))
 
     before = None if change.before is None else FileState.of(sides[0], change.before[1])
     after = None if change.after is None else FileState.of(sides[1], change.after[1])
@@ -839,7 +634,7 @@ def _entry(
     moved = change.before is not None and change.before[0] != path
     return FileChange(
         kind=kind,
-        path=_joined(volume.mount, _text(path)),
+        path=_joined(volume.mount, text_of(path)),
         before=before,
         after=after,
         what=change.what,

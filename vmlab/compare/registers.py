@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmlab.compare import device_names
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.errors import SnapshotDamaged, WrongState
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _plain(name: str, digits: str) -> Iterator[Register]:
         return
 
 
-def read_registers(state: State) -> list[dict[str, Register]]:
+def read_registers(state: Files) -> list[dict[str, Register]]:
     """Return the registers of each CPU of a live state; see :func:`parse_registers`.
 
     Raises
@@ -296,7 +296,7 @@ def _same_names(*sides: list[dict[str, Register]]) -> Iterator[list[dict[str, Re
         ]
 
 
-def compare_registers(before: State, after: State) -> RegistersDiff:
+def compare_registers(before: Files, after: Files) -> RegistersDiff:
     """Compare the registers of all CPUs of two live states.
 
     Raises

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vmlab.compare import picture
-from vmlab.compare.state import State
+from vmlab.compare.state import Files
 from vmlab.errors import SnapshotDamaged, WrongState
+from vmlab.render.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class ScreenDiff:
+class ScreenDiff(Shown):
     """What differs between two screens.
 
     Attributes
@@ -138,24 +139,8 @@ class ScreenDiff:
         columns = ["x", "y", "width", "height", "pixels"]
         return pd.DataFrame([[vars(box)[name] for name in columns] for box in self.boxes], columns=columns)
 
-    def _repr_html_(self) -> str:
-        from vmlab.render import compare_screen, page
 
-        return page.page(
-            compare_screen.screens(
-                self.before_png,
-                self.after_png,
-                self.diff_png if self.pixels else None,
-                before=self.before,
-                after=self.after,
-                sizes=self.sizes,
-                summary=self.summary,
-            ),
-            label="Screens compared",
-        )
-
-
-def compare_screens(before: State, after: State) -> ScreenDiff:
+def compare_screens(before: Files, after: Files) -> ScreenDiff:
     """Compare the screens of two states, pixel by pixel.
 
     Raises
@@ -197,7 +182,7 @@ def compare_screens(before: State, after: State) -> ScreenDiff:
     )
 
 
-def _path(state: State) -> Path:
+def _path(state: Files) -> Path:
     if state.screen is None:
         raise WrongState(
             f"{state.title} has no screen to compare.",

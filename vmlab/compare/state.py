@@ -1,4 +1,4 @@
-"""A state of a guest as files: what every comparison starts from."""
+"""A state of a guest, as files: what every comparison starts from."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class State:
-    """One of the two sides of a comparison.
+class Files:
+    """The files of one of the two states of a comparison: those of a snapshot.
 
-    The files are those of a snapshot. They are only read, never changed, and must stay as they are meanwhile; what a
+    They are only read, never changed, and must stay as they are meanwhile; what a
     running machine writes to (its present) is made comparable by a snapshot of it first.
 
     Attributes
     ----------
     title
-        What people call it: ``web/clean``, ``web (present)``.
+        What people call it: ``web@clean``, ``web (now)``.
     ram
         The mapped-ram file with RAM and devices; None for an offline snapshot.
     registers

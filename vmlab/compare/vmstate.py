@@ -15,6 +15,7 @@ are described where they were written. What a revert keeps of the present has no
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,31 @@ _MOST = 64 << 20
 #: The most fields of one device, arrays unfolded, and the deepest nesting. Real ones have some thousands, and five.
 _MOST_FIELDS = 200_000
 _DEEPEST = 24
+
+#: Subsections that devices of a PC write only when they are not in their initial state, so that another stream's
+#: description may lack them: ``{name: ((field, type, bytes), ...)}`` (hw/input/ps2.c, pckbd.c, hw/char/serial.c,
+#: hw/timer/hpet.c, hw/rtc/mc146818rtc.c, hw/ide/core.c of QEMU 10.0; as ``-dump-vmstate`` tells their sizes).
+_OPTIONAL = {
+    "ps2kbd/ledstate": (("ledstate", "int32", 4),),
+    "ps2kbd/need_high_bit": (("need_high_bit", "bool", 1),),
+    "ps2kbd/command_reply_queue": (("parent_obj.queue.cwptr", "int32", 4),),
+    "pckbd_outport": (("outport", "uint8", 1),),
+    "pckbd/extended_state": (
+        ("migration_flags", "uint32", 4),
+        ("obsrc", "uint32", 4),
+        ("obdata", "uint8", 1),
+        ("cbdata", "uint8", 1),
+    ),
+    "serial/thr_ipending": (("thr_ipending", "int32", 4),),
+    "serial/tsr": (("tsr_retry", "uint32", 4), ("thr", "uint8", 1), ("tsr", "uint8", 1)),
+    "serial/fifo_timeout_timer": (("fifo_timeout_timer", "timer", 8),),
+    "serial/timeout_ipending": (("timeout_ipending", "int32", 4),),
+    "serial/poll": (("poll_msl", "int32", 4), ("modem_status_poll", "timer", 8)),
+    "hpet/offset": (("hpet_offset", "uint64", 8),),
+    "hpet/rtc_irq_level": (("rtc_irq_level", "uint8", 1),),
+    "mc146818rtc/irq_reinject_on_ack_count": (("irq_reinject_on_ack_count", "uint16", 2),),
+    "ide_drive/tray_state": (("tray_open", "bool", 1), ("tray_locked", "bool", 1)),
+}
 
 _SIGNED = ("int8", "int16", "int32", "int64", "timer")
 _UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
@@ -326,6 +352,14 @@ def _text(data: bytes, at: int) -> tuple[str, int]:
     return data[at + 1 : end].decode("latin-1"), end
 
 
+@functools.cache
+def _optional() -> dict[str, dict[str, Any]]:
+    return {
+        name: {"fields": [{"name": field, "type": kind, "size": size} for field, kind, size in fields]}
+        for name, fields in _OPTIONAL.items()
+    }
+
+
 class _Decoder:
     """Walks the fields of one device."""
 
@@ -353,6 +387,8 @@ class _Decoder:
 
     def subsections(self, known: Sequence[dict[str, Any]], prefix: str, depth: int) -> None:
         by_name = {item["vmsd_name"]: item for item in known}
+        if self.borrowed:
+            by_name = _optional() | by_name
         # A device writes a subsection when it is not in its initial state: each may be there or not when the
         # description is another stream's.
         while self.at < len(self.data) and self.data[self.at] == _SUBSECTION:

@@ -215,7 +215,7 @@ class Found(NamedTuple):
     why: str = ""
 
 
-class Tree:
+class Volumes:
     """The volumes of one state, as its guest mounts them.
 
     ``/etc/fstab`` says where; volumes that it does not name are looked into one by one, each as a tree of its own.

@@ -1,4 +1,4 @@
-"""Live snapshot, revert, fork and the proof that they are exact.
+"""How a state is written and continued.
 
 How it works, in the order of a machine's life:
 
@@ -7,6 +7,6 @@ How it works, in the order of a machine's life:
 * ``load`` continues a snapshot: QEMU starts with its RAM mapped copy-on-write from that file, so nothing is read, and
   loads a *thin* copy of the stream that holds everything but the RAM.
 * ``delta`` saves what a guest has changed since its RAM was mapped: the pages that were copied on write.
-* ``proof`` shows that a snapshot continues exactly where it was taken.
+* ``stream`` is QEMU's own part of a save: its migration to a file, until the guest stands still.
 * ``mapped_ram`` is the file format.
 """

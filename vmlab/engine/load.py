@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
+import hashlib
 import time
 from pathlib import Path
 
-from vmlab.engine import mapped_ram
-from vmlab.engine.save import boot_id, host_cpu
-from vmlab.errors import HypervisorError, ImageMissing, SnapshotDamaged, SnapshotIncompatible, VMLabError
+from vmlab import private
+from vmlab.engine import fold, mapped_ram, save
+from vmlab.errors import (
+    HypervisorError,
+    ImageMissing,
+    RecordDamaged,
+    SnapshotDamaged,
+    SnapshotIncompatible,
+    VMLabError,
+)
 from vmlab.hypervisor import domain_xml
 from vmlab.hypervisor.account import find_program
 from vmlab.hypervisor.domain import Domain, has_machine, versions
-from vmlab.store.records import FIRST_ADDRESS, MachineRecord, MachineSpec, SnapshotRecord
+from vmlab.hypervisor.host import boot_id, free_port, host_cpu
+from vmlab.network import outside
+from vmlab.records import FIRST_ADDRESS, Hardware, MachineRecord, SnapshotRecord
 from vmlab.store.store import Store
 
 LOAD_TIMEOUT = 60.0
@@ -33,11 +41,14 @@ def check(store: Store, record: SnapshotRecord) -> None:
     SnapshotIncompatible
         It was taken by a newer QEMU, another accelerator, or on another CPU.
     """
+    if record.kind == "damaged":
+        # Says how, and what to do.
+        store.snapshot(record.id)
     folder = store.snapshot_folder(record.id)
     name = store.label(record.id).name
     for layer in record.layers.values():
         _check_chain(store, layer, f"snapshot '{name}'")
-    _check_base(store, record.spec, f"snapshot '{name}'", record.image)
+    _check_base(store, record.spec, f"snapshot '{name}'")
     if record.ram is None:
         return
     have = versions(store.account)["qemu"]
@@ -68,20 +79,38 @@ def check(store: Store, record: SnapshotRecord) -> None:
         if size != part.ram.file_size:
             raise mapped_ram.damaged(path, f"has {size} bytes instead of {part.ram.file_size}")
     for file in ("domain.xml", *(["nvram.fd"] if record.nvram else [])):
-        if not (folder / file).exists():
-            raise mapped_ram.damaged(folder / file, "is missing")
+        need_file(store, record, file)
     _check_devices(folder / ("thin" if record.ram.base is None else "ram"), record.ram.devices_digest)
     for part in {record.id: record, base.id: base}.values():
         checked = store.home / "cache" / "checked" / part.id
-        if part.boot != boot_id() and not (checked.exists() and checked.read_text() == boot_id()):
+        if part.boot != boot_id() and not (checked.exists() and checked.read_bytes() == boot_id().encode()):
             check_contents(store, part)
             with contextlib.suppress(OSError):
-                store.account.make_dir(checked.parent)
-                checked.write_text(boot_id())
+                private.folders(checked.parent)
+                private.write(checked, boot_id())
+
+
+def need_file(store: Store, record: SnapshotRecord, name: str) -> Path:
+    """Return the path of a small file of a snapshot, and make sure that it is what was written.
+
+    Raises
+    ------
+    SnapshotDamaged
+        It is not, or is gone.
+    """
+    path = store.snapshot_folder(record.id) / name
+    try:
+        digest = save.file_digest(path)
+    except OSError as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise mapped_ram.damaged(path, why) from error
+    if record.files.get(name, digest) != digest:
+        raise mapped_ram.damaged(path, "does not hold what was written any more")
+    return path
 
 
 def check_contents(store: Store, record: SnapshotRecord) -> None:
-    """Compare the RAM and the devices' state of a snapshot with their fingerprints.
+    """Compare the RAM and the devices' state of a snapshot with their fingerprints; not what it stands on.
 
     Raises
     ------
@@ -91,25 +120,21 @@ def check_contents(store: Store, record: SnapshotRecord) -> None:
     assert record.ram is not None
     path = store.snapshot_folder(record.id) / "ram"
     _check_devices(path, record.ram.devices_digest)
-    if record.ram.digest and ram_digest(store, record) != record.ram.digest:
+    layout = mapped_ram.parse(path)
+    take = mapped_ram.held_digest if record.ram.base is not None else lambda *file: mapped_ram.digest([file])
+    if record.ram.digest and take(path, layout) != record.ram.digest:
         raise mapped_ram.damaged(path, "does not hold the RAM that was saved any more")
 
 
 def _check_devices(path: Path, digest: str) -> None:
-    import hashlib
-
     if hashlib.sha256(mapped_ram.device_bytes(path, mapped_ram.parse(path))).hexdigest() != digest:
         raise mapped_ram.damaged(path, "does not hold the state of the devices any more")
 
 
-def _check_base(store: Store, spec: MachineSpec, what: str, image: str) -> None:
+def _check_base(store: Store, spec: Hardware, what: str) -> None:
     for file in (spec.kernel, spec.initrd, *spec.cdroms):
-        if file and not (store.home / "bases" / spec.base / file).exists():
-            raise ImageMissing(
-                f"The file {file} that {what} starts with is gone.",
-                hint=f"build or import the image '{image}' again and make a new machine",
-                file=store.home / "bases" / spec.base / file,
-            )
+        if file:
+            check_base_file(store, spec.base, file, what)
 
 
 def ram_digest(store: Store, record: SnapshotRecord) -> str:
@@ -123,20 +148,42 @@ def ram_digest(store: Store, record: SnapshotRecord) -> str:
 def _check_chain(store: Store, layer: str, what: str) -> None:
     try:
         for record in store.layer_chain(layer):
-            with store.layer_path(record.id).open("rb") as file:
-                if file.read(4) != b"QFI\xfb":
-                    raise ValueError(file.name)
-            if record.base and not (store.home / "bases" / record.base).exists():
-                raise ImageMissing(
-                    f"A disk that {what} stands on, {record.base}, is gone.",
-                    hint=f"bring it back from a backup to {store.home / 'bases'}",
-                )
-    except (FileNotFoundError, ValueError) as error:
+            path = store.layer_path(record.id)
+            with path.open("rb") as file:
+                if file.read(4) != b"QFI\xfb" or record.file_size not in (None, path.stat().st_size):
+                    raise RecordDamaged("It is not what it was when it was frozen.", file=path)
+            if record.base:
+                base, _, name = record.base.partition("/")
+                check_base_file(store, base, name, what)
+    except (FileNotFoundError, RecordDamaged) as error:
+        found = error.evidence.get("file") if isinstance(error, RecordDamaged) else error.filename
         raise SnapshotDamaged(
-            f"A disk layer of {what} is {'damaged' if isinstance(error, ValueError) else 'gone'}.",
-            hint="go back to another snapshot (`%vm tree` shows them)",
-            layer=getattr(error, "filename", None) or error,
+            f"A disk layer of {what} is {'damaged' if isinstance(error, RecordDamaged) else 'gone'}.",
+            hint="bring the file back from a backup, or go back to a snapshot that does not stand on it "
+            "(`%vm tree` shows them)",
+            file=found,
+            why=error.message if isinstance(error, RecordDamaged) else None,
         ) from error
+
+
+def check_base_file(store: Store, base: str, name: str, what: str) -> None:
+    """Make sure that a file of an image is there, and as long as it was when machines began to stand on it.
+
+    Raises
+    ------
+    ImageMissing
+        It is not.
+    """
+    path = store.base_folder(base) / name
+    wanted = store.base(base).get("bytes", {}).get(name)
+    size = path.stat().st_size if path.is_file() else None
+    if size is None or wanted not in (None, size):
+        why = "is gone" if size is None else f"has {size} bytes instead of {wanted}"
+        raise ImageMissing(
+            f"The file {name} that {what} stands on {why}.",
+            hint="bring it back from a backup; or build or import its image again and make a new machine",
+            file=path,
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -144,22 +191,53 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def wiring(
-    store: Store, machine: MachineRecord, *, ram: domain_xml.MappedRam | None = None
+    store: Store,
+    machine: MachineRecord,
+    *,
+    ram: domain_xml.MappedRam | None = None,
+    isolated: bool = False,
 ) -> domain_xml.Wiring:
-    """Return what ties the next start of a machine to its files."""
+    """Return what ties the next start of a machine to its files and sockets."""
     folder = store.machine_folder(machine.name)
     return domain_xml.Wiring(
-        name=machine.name,
+        name=machine.known_as,
         uuid=machine.uuid,
         genid=machine.genid,
         mac=machine.mac,
-        base=store.home / "bases" / machine.spec.base,
+        base=store.base_folder(machine.spec.base),
         serial_log=folder / "serial.log",
         disks={target: store.layer_path(layer) for target, layer in machine.layers.items()},
         sound_file=folder / f"sound-{machine.starts}.wav" if machine.spec.sound == "wav" else None,
         nvram=folder / "nvram.fd",
         ram=ram,
+        emulator=starter(store),
+        cables=_cables(store, machine.spec, isolated=isolated),
     )
+
+
+def _cables(store: Store, spec: Hardware, *, isolated: bool) -> tuple[domain_xml.Cable, ...]:
+    """Return what lies between a machine's network cards and the outside."""
+    if isolated:
+        return tuple(domain_xml.Cable(index) for index in range(len(spec.nics)))
+    qemu = _numbers(versions(store.account)["qemu"])
+    return tuple(
+        domain_xml.Cable(
+            index,
+            outside.socket_path(store.account, way, "card"),
+            outside.socket_path(store.account, way, "out"),
+            "reconnect-ms=100" if qemu[:2] >= (9, 2) else "reconnect=1",
+        )
+        for index, card in enumerate(spec.nics)
+        if (way := {"user": "internet"}.get(card.network, card.network)) in outside.WAYS
+    )
+
+
+def open_way(store: Store, spec: Hardware) -> bool:
+    """Begin what filters a machine's frames, if it has need of it, and say whether it has."""
+    needed = bool(_cables(store, spec, isolated=False))
+    if needed:
+        outside.begin(store.account)
+    return needed
 
 
 def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
@@ -171,14 +249,17 @@ def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
         A file that it boots from is gone.
     """
     spec = machine.spec
-    _check_base(store, spec, machine.name, machine.image)
+    _check_base(store, spec, machine.name)
     for layer in machine.layers.values():
         _check_chain(store, layer, machine.name)
     machine.starts += 1
+    store.ready_layers(machine)
+    if open_way(store, spec):
+        outside.need(store.account)
     domain.create(domain_xml.build(spec, wiring(store, machine)), paused=False)
     machine.address = FIRST_ADDRESS
-    machine.mapped = machine.resume = None
-    forward(machine, domain)
+    machine.mapped = machine.continues = None
+    forward(store, machine, domain)
 
 
 def define(store: Store, machine: MachineRecord, domain: Domain) -> None:
@@ -186,7 +267,7 @@ def define(store: Store, machine: MachineRecord, domain: Domain) -> None:
     domain.define(domain_xml.build(machine.spec, wiring(store, machine)))
 
 
-def resume(
+def start_from(
     store: Store,
     machine: MachineRecord,
     domain: Domain,
@@ -194,6 +275,7 @@ def resume(
     *,
     paused: bool = False,
     isolated: bool = False,
+    shared: bool = False,
 ) -> None:
     """Start a machine in the state of a live snapshot; its layers must already stand on the snapshot's.
 
@@ -203,6 +285,8 @@ def resume(
         Leave it stopped before its first instruction.
     isolated
         Nothing that it sends gets out, and nothing gets in; its network card does not notice.
+    shared
+        It is one of several: a delta is mapped, too, where it is folded.
 
     Raises
     ------
@@ -213,31 +297,37 @@ def resume(
     base = record if record.ram.base is None else store.snapshot(record.ram.base)
     assert base.ram is not None
     folder = store.snapshot_folder(record.id)
+    folded = fold.find(store, record.id) if shared else None
     ram = domain_xml.MappedRam(
-        path=store.snapshot_folder(base.id) / "ram",
+        path=(folded or store.snapshot_folder(base.id)) / "ram",
         offset=base.ram.pages_offset,
         size=base.ram.size,
         object_id=mapped_ram.MAPPED_RAM,
-        emulator=starter(store),
     )
-    stream = folder / ("thin" if record.ram.base is None else "ram")
+    stream = folded / "thin" if folded else folder / ("thin" if record.ram.base is None else "ram")
     if record.nvram:
         _restore_nvram(store, machine, folder)
     machine.starts += 1
-    xml = domain_xml.adapt((folder / "domain.xml").read_text(), wiring(store, machine, ram=ram))
+    store.ready_layers(machine)
+    filtered = not isolated and open_way(store, machine.spec)
+    try:
+        wires = wiring(store, machine, ram=ram, isolated=isolated)
+        xml = domain_xml.adapt((folder / "domain.xml").read_text(), wires)
+    except (SyntaxError, ValueError, LookupError, AssertionError) as error:
+        # Of a snapshot without digests: vmlab 0.1 wrote it.
+        raise mapped_ram.damaged(folder / "domain.xml", f"describes no machine ({error})") from error
     domain.create(xml, paused=True)
     try:
-        if isolated and machine.spec.network == "user":
-            # Cut on the host's side: the state that is loaded next says that the card's own link is up.
-            domain.qmp("set_link", name="hostnet0", up=False)
         domain.qmp("migrate-set-capabilities", capabilities=[{"capability": "mapped-ram", "state": True}])
         domain.qmp("migrate-incoming", uri=f"file:{stream},offset={mapped_ram.STREAM_OFFSET}")
         _wait_loaded(domain)
         domain.qmp("migrate-set-capabilities", capabilities=[{"capability": "mapped-ram", "state": False}])
-        forward(machine, domain)
+        if filtered:
+            outside.need(store.account)
+        forward(store, machine, domain)
         if not paused:
-            domain.resume()
-        machine.mapped, machine.resume = record.id, None
+            domain.go()
+        machine.mapped, machine.continues = record.id, None
     except BaseException as error:
         gone = isinstance(error, VMLabError) and domain.pid is None
         with contextlib.suppress(HypervisorError):
@@ -252,35 +342,32 @@ def resume(
 
 
 def starter(store: Store) -> Path:
-    """Return the program that starts QEMU with the mapped RAM as its first object, making it if need be.
+    """Return the program that starts QEMU as we want it, making it if need be.
 
-    libvirt puts its own RAM first and any arguments of ours last. But while a live snapshot is written, QEMU's CPU
-    emulation notices further writes to pages only in the first RAM of all: a snapshot of a busy fork would miss some.
+    It closes to other accounts what QEMU itself writes: libvirt starts it with a umask of 002. And it makes the mapped
+    RAM its first object: libvirt puts its own RAM first and any arguments of ours last. But while a live snapshot is
+    written, QEMU's CPU emulation notices further writes to pages only in the first RAM of all: a snapshot of a busy
+    fork would miss some.
     (``cpu_physical_memory_sync_dirty_bitmap`` passes an offset in the block where ``tlb_reset_dirty_range_all`` wants
     one in all RAM; QEMU 10.0.)
     """
     qemu = find_program("qemu-system-x86_64")
     if qemu is None:
-        raise HypervisorError("QEMU is not installed.", hint="`vmlab doctor` shows what is missing")
+        raise HypervisorError("QEMU is not installed.", hint="`%vm doctor` shows what is missing")
     # libvirt remembers what a QEMU can do by its path and age: another QEMU needs another starter.
     state = Path(qemu).stat()
-    path = store.home / "bin" / f"qemu-{state.st_mtime_ns:x}-{state.st_size:x}"
+    text = f'#!/bin/sh\numask 077\nexec {qemu} ${{VMLAB_RAM:+-object "$VMLAB_RAM"}} "$@"\n'
+    mark = hashlib.sha256(f"{state.st_mtime_ns} {state.st_size} {text}".encode()).hexdigest()[:16]
+    path = store.home / "bin" / f"qemu-{mark}"
     if not path.exists():
-        store.account.make_dir(path.parent)
-        new = path.with_name(f".new-{os.getpid()}-{threading.get_ident()}")
-        new.write_text(f'#!/bin/sh\nexec {qemu} ${{VMLAB_RAM:+-object "$VMLAB_RAM"}} "$@"\n')
-        new.chmod(0o755)
-        store.account.own(new)
-        new.replace(path)
+        private.folders(path.parent)
+        private.replace(path, text, mode=private.PROGRAM)
     return path
 
 
 def _restore_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
     target = store.machine_folder(machine.name) / "nvram.fd"
-    new = target.with_name(".nvram.new")
-    new.write_bytes((folder / "nvram.fd").read_bytes())
-    store.account.own(new)
-    new.replace(target)
+    private.replace(target, (folder / "nvram.fd").read_bytes())
 
 
 def is_loaded(domain: Domain) -> bool:
@@ -304,21 +391,27 @@ def _wait_loaded(domain: Domain) -> None:
         pause = min(pause * 1.5, 0.05)
 
 
-def forward(machine: MachineRecord, domain: Domain, *, again: bool = False) -> None:
-    """Forward the machine's ports on loopback; a host port that is taken gives way to a free one.
+def forward(store: Store, machine: MachineRecord, domain: Domain, *, again: bool = False) -> None:
+    """Forward the machine's ports on loopback; a host port that is taken gives way to a free one, and that is said.
 
     Parameters
     ----------
     again
         They are forwarded already, but the guest's address has changed.
     """
-    if machine.spec.network != "user" or not machine.forwards:
+    if machine.spec.network == "none" or not machine.forwards:
+        machine.forwarded = ()
         return
-    done = []
-    for host, guest in machine.forwards:
-        if again:
+    # Until vmlab 0.1 what was asked for and what it has were one.
+    had = machine.forwarded or machine.forwards
+    if again:
+        for host, _ in had:
             domain.hmp(f"hostfwd_remove hostnet0 tcp:127.0.0.1:{host}")
-        for port in (host, free_port()):
+    before, done = {guest: host for host, guest in had}, []
+    for host, guest in machine.forwards:
+        # What it had is tried before another one, so that an address in a bookmark stays right.
+        wanted = host or before.get(guest, 0)
+        for port in (wanted, free_port()) if wanted else (free_port(),):
             answer = domain.hmp(
                 f"hostfwd_add hostnet0 tcp:127.0.0.1:{port}-{machine.address}:{guest}"
             ).strip()
@@ -327,53 +420,8 @@ def forward(machine: MachineRecord, domain: Domain, *, again: bool = False) -> N
                 break
         else:
             raise HypervisorError(f"Port {guest} of {machine.name} could not be forwarded.", qemu=answer)
-    machine.forwards = tuple(done)
-
-
-def free_port() -> int:
-    """Return a TCP port on loopback that nobody uses now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def memory_taken(pid: int) -> dict[str, int]:
-    """Return the bytes of memory that a process takes: ``{"pss", "private", "shared", "rss"}``.
-
-    PSS counts a page that N processes share as 1/N; private is what ending the process would give back.
-    """
-    found = {"pss": 0, "private": 0, "shared": 0, "rss": 0}
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            key, _, rest = line.partition(":")
-            if rest.strip().endswith("kB"):
-                value = int(rest.split()[0]) << 10
-                if key == "Pss":
-                    found["pss"] = value
-                elif key == "Rss":
-                    found["rss"] = value
-                elif key in ("Private_Clean", "Private_Dirty"):
-                    found["private"] += value
-                elif key in ("Shared_Clean", "Shared_Dirty"):
-                    found["shared"] += value
-    return found
-
-
-def available_memory() -> int:
-    """Return the bytes of RAM that programs can still take without swapping (MemAvailable, or the cgroup's rest)."""
-    found = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            found = int(line.split()[1]) << 10
-    with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines():
-            # The page cache counts as used there, and is given up when it is needed.
-            if line.startswith(("active_file ", "inactive_file ")):
-                used -= int(line.split()[1])
-        found = min(found, max(limit - max(used, 0), 0))
-    return found or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        if host and port != host:
+            store.tell(
+                f"port {host} of this host is taken: port {guest} of {machine.name} is at {port} until its next start"
+            )
+    machine.forwarded = tuple(done)

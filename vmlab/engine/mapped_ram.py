@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from vmlab import private
 from vmlab.errors import SnapshotDamaged
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ def damaged(path: Path, why: str) -> SnapshotDamaged:
     """Return the error for a snapshot file that cannot be used."""
     return SnapshotDamaged(
         f"The snapshot file {path.parent.name}/{path.name} is damaged: it {why}.",
-        hint="go back to another snapshot (`%vm tree` shows them), or `%vm forget` this one",
+        hint="bring the file back from a backup, go back to another snapshot (`%vm tree` shows them), "
+        "or `%vm forget` this one",
+        file=path,
     )
 
 
@@ -242,7 +245,7 @@ def make_thin(source: Path, target: Path, layout: Layout | None = None) -> None:
     """
     layout = layout or parse(source)
     main = layout.main
-    with source.open("rb") as infile, target.open("xb") as outfile:
+    with source.open("rb") as infile, private.create(target) as outfile:
         src, dst = infile.fileno(), outfile.fileno()
         os.ftruncate(dst, layout.size)
         copy_range(src, dst, 0, main.bitmap_offset)
@@ -274,7 +277,7 @@ def write_list(path: Path, origin: str, pages: npt.NDArray[np.bool_]) -> str:
     import numpy as np
 
     raw = np.packbits(pages, bitorder="little").tobytes()
-    path.write_bytes(raw)
+    private.write(path, raw)
     return _list_digest(origin, raw)
 
 
@@ -361,6 +364,33 @@ def digest(layers: Sequence[tuple[Path, Layout]]) -> str:
             kept = pages[:count].any(axis=1)
             hasher.update((np.flatnonzero(kept) + first).astype("<u8").tobytes())
             hasher.update((pages[:count] if kept.all() else pages[:count][kept]).data)
+    return hasher.hexdigest()
+
+
+def held_digest(path: Path, layout: Layout) -> str:
+    """Return a fingerprint of what a file holds of main memory over another: which pages, and their content.
+
+    Raises
+    ------
+    SnapshotDamaged
+        It is shorter than its memory.
+    """
+    import numpy as np
+    import xxhash
+
+    hasher = xxhash.xxh3_128()
+    main, step = layout.main, _CHUNK // PAGE
+    buffer = np.empty((step, PAGE // 8), np.uint64)
+    with path.open("rb") as file:
+        fd = file.fileno()
+        numbers = np.flatnonzero(read_bitmap(fd, main))
+        hasher.update(numbers.astype("<u8").tobytes())
+        # Where the distance to the next number is not 1, a run ends.
+        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1) if len(numbers) else ():
+            for first in range(int(run[0]), int(run[-1]) + 1, step):
+                rows = buffer[: min(step, int(run[-1]) + 1 - first)]
+                _pread_into(path, fd, rows, main.pages_offset + first * PAGE)
+                hasher.update(rows.data)
     return hasher.hexdigest()
 
 

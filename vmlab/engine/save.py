@@ -5,69 +5,46 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
-from vmlab.engine import delta, interrupts, mapped_ram
+from vmlab import private
+from vmlab.engine import delta, interrupts, mapped_ram, stream
+from vmlab.engine.ground import Ground
+from vmlab.engine.ground import find as find_ground
+from vmlab.engine.ground import newest as newest_ground
 from vmlab.errors import HypervisorError, NoSpace, VMLabError, WrongState
-from vmlab.hypervisor.domain import Domain, Events, versions
-from vmlab.store.records import (
+from vmlab.hypervisor.domain import Domain, versions
+from vmlab.hypervisor.host import boot_id, host_cpu, run_of
+from vmlab.records import (
     Label,
     LayerRecord,
     MachineRecord,
+    Pending,
     RamRecord,
     SnapshotRecord,
     new_id,
     now,
     write_json,
 )
+from vmlab.store import telling
 from vmlab.store.store import Store, allocated
 
-#: Threads that write the pages. Two are enough to reach the speed of the page cache on the machines measured.
-CHANNELS = 2
-#: QEMU stops the guest when what is left can be written in this many milliseconds; when a busy guest dirties its memory
-#: faster than that, the bound is raised step by step, so that a snapshot always ends.
-DOWNTIME_STEPS_MS = (20, 100, 400, 2000)
-STEP_SECONDS = 4.0
-#: A migration that was started while the last one was being cleaned up is refused; trying again some milliseconds later
-#: works (QEMU's "duplicate yank instance").
-START_TRIES = 40
-#: What QEMU calls a migration that has not ended, and the seconds that it is given to end when it is cancelled.
-_UNDER_WAY = ("setup", "active", "device", "pre-switchover", "cancelling", "wait-unplug")
-CANCEL_SECONDS = 10.0
-#: Seconds for which a guest that stands still is tried to be let go on.
-INSIST_SECONDS = 15.0
+if TYPE_CHECKING:
+    from vmlab.engine.memory import Pages
 
-
-def boot_id() -> str:
-    """Return the host's boot ID."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def host_cpu() -> str:
-    """Return the host's CPU model, as /proc/cpuinfo names it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-@dataclass
-class _Pause:
-    """When the guest stopped and went on, by QEMU's own clock."""
-
-    stopped: float | None = None
-    resumed: float | None = None
-
-    @property
-    def milliseconds(self) -> float | None:
-        if self.stopped is None or self.resumed is None:
-            return None
-        return round((self.resumed - self.stopped) * 1000, 1)
+#: The files of a snapshot that are read whole before they are used.
+SMALL = ("domain.xml", "registers.txt", "screen.png", "nvram.fd")
+#: The most bytes that a picture of a screen takes.
+SCREEN = 64 << 20
+#: What a guest may be doing whose RAM can be saved. QEMU (10.0) aborts when a guest that sleeps is let go on after a
+#: migration ("invalid runstate transition: 'postmigrate' -> 'suspended'"), and nobody wakes
+#: a guest without leaving a trace in it.
+ALIVE = ("running", "paused", "crashed")
 
 
 def offline(
@@ -76,20 +53,20 @@ def offline(
     name: str,
     description: str,
     kind: str = "snapshot",
-    identity: str | None = None,
+    snapshot_id: str | None = None,
 ) -> str:
     """Freeze the disks of a machine that is off, and return the new snapshot's id; the machine gets new layers.
 
     It holds no RAM; what a suspended machine would continue is a snapshot already.
     """
-    identity = identity or new_id()
-    record, lower = _record(store, machine, identity, kind, ram=None), machine.layers
+    snapshot_id = snapshot_id or new_id()
+    record, lower = _record(store, machine, snapshot_id, kind, ram=None), machine.layers
     # The machine moves to its new layers first: if we die before the snapshot is there, they were made for nothing; the
     # other way round, the machine would go on writing to the snapshot's disks.
     machine.layers = store.add_layers(lower)
     try:
         store.save_machine(machine)
-        with store.new_snapshot(identity) as folder:
+        with store.new_snapshot(snapshot_id) as folder:
             _keep_nvram(store, machine, folder)
             _finish(folder, record, Label(name, machine.here, description))
     except BaseException:
@@ -99,55 +76,277 @@ def offline(
             store.drop_layers(upper)
         raise
     if kind == "snapshot":
-        machine.here = identity
+        machine.here = snapshot_id
         store.save_machine(machine)
-    return identity
+    return snapshot_id
 
 
 def glimpse(
-    store: Store, machine: MachineRecord, domain: Domain, state: str, identity: str, most: int
+    store: Store, machine: MachineRecord, domain: Domain, state: str, snapshot_id: str, most: int
 ) -> SnapshotRecord:
     """Keep the present of a machine for a moment, to look at it, and return the hidden snapshot.
 
     The machine goes on as it was, on the same disks unless their top layers hold more than ``most`` bytes: then it gets
     new ones, as in any snapshot. ``state`` is what the machine is doing.
     """
+    if state == "asleep":
+        raise asleep(machine.name, "look at it")
     size = sum(allocated(store.layer_path(layer)) for layer in machine.layers.values())
     small = size <= most
     if state == "off" and not small:
-        offline(store, machine, "present", "", kind="present", identity=identity)
-        return store.snapshot(identity)
-    if state not in ("running", "paused"):
-        # What is off, or has crashed and stands still, writes to no disk.
+        offline(store, machine, "present", "", kind="present", snapshot_id=snapshot_id)
+        return store.snapshot(snapshot_id)
+    ground = find_ground(store, machine, domain)
+    if state == "off" or (state == "crashed" and ground is None):
+        # It writes to no disk. A guest that has crashed over RAM of its own would not stand as it does after a
+        # migration; a snapshot of it, which starts it anew, has that RAM.
         store.need_space(size, "to look at it")
-        record = _record(store, machine, identity, "present", ram=None)
+        record = _record(store, machine, snapshot_id, "present", ram=None)
         record = replace(record, layers=store.keep_layers(copy_layers(store, machine.layers)), state=state)
-        with store.new_snapshot(identity) as folder:
+        with store.new_snapshot(snapshot_id) as folder:
             _finish(folder, record, Label("present", machine.here))
         return record
-    base = mapped_base(store, machine)
-    if state == "paused" and small and base is not None:
+    if state != "running" and (small or state == "crashed") and ground is not None:
         # After a migration QEMU gives a paused guest back only by letting it run for a moment; this way it never does.
         with contextlib.suppress(delta.NotPossible):
-            return _glimpse_paused(store, machine, domain, base, identity)
-    live(store, machine, domain, "present", kind="present", identity=identity, copy=small)
-    return store.snapshot(identity)
+            return _glimpse_stopped(store, machine, domain, ground, snapshot_id, state)
+    live(store, machine, domain, "present", kind="present", snapshot_id=snapshot_id, copies=small)
+    return store.snapshot(snapshot_id)
 
 
-def _glimpse_paused(
-    store: Store, machine: MachineRecord, domain: Domain, base: SnapshotRecord, identity: str
+def asleep(name: str, doing: str) -> WrongState:
+    """Return the error for what cannot be done to a guest that sleeps."""
+    return WrongState(
+        f"{name} is asleep (S3), and QEMU cannot save a guest in that state; nothing was touched ({doing}).",
+        hint=f"wake it with `%vm resume {name}`, then try again",
+    )
+
+
+def _glimpse_stopped(
+    store: Store, machine: MachineRecord, domain: Domain, ground: Ground, snapshot_id: str, state: str
 ) -> SnapshotRecord:
-    with store.new_snapshot(identity) as folder:
-        thin = store.snapshot_folder(base.id) / "thin"
-        delta.write(domain, thin, folder, store.need_space, goes_on=True)
+    base = ground.base
+    with store.new_snapshot(snapshot_id) as folder:
+        delta_file = delta.Delta(domain, store.snapshot_folder(base.id), folder, ground.others)
+        pages = delta.write(delta_file, store.need_space, goes_on=True)
         layers = store.keep_layers(copy_layers(store, machine.layers))
         screen = _take_screen(domain, folder)
-        record = _delta_record(store, machine, domain, base, folder, identity, "present")
+        record = _delta_record(store, machine, domain, base, folder, snapshot_id, "present", pages)
         record = replace(
-            record, layers=layers, state="paused", screen=convert_screen(folder) if screen else None
+            record, layers=layers, state=state, screen=convert_screen(folder) if screen else None
         )
         _finish(folder, record, Label("present", machine.here))
     return record
+
+
+class Live:
+    """A live snapshot of one machine while it is taken; its lock is held.
+
+    It is taken in phases, so that several machines can be taken side by side: each is *copied* while its guest runs,
+    *stopped*, *kept* while it stands still, *released*, and *sealed* when it runs again. As a context manager it takes
+    itself back where a phase fails: the guest goes on, and nothing is left of the snapshot.
+
+    Parameters
+    ----------
+    kind
+        Of the snapshot: see :class:`vmlab.records.SnapshotRecord`.
+    keep_running
+        False where the guest is ended next (a revert): its disks are frozen as they are, and it stays stopped.
+    state
+        What the guest was doing before it was paused for this; by default what it is doing.
+    snapshot_id
+        The new snapshot's id; by default a new one.
+    copies
+        Copy what the top layers of its disks hold while it stands still, instead of putting new ones over them: the
+        machine's disks stay what they are, for a snapshot that will be gone in a moment.
+
+    Raises
+    ------
+    WrongState
+        There is no guest whose RAM could be saved.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        machine: MachineRecord,
+        domain: Domain,
+        *,
+        kind: str = "snapshot",
+        keep_running: bool = True,
+        state: str | None = None,
+        snapshot_id: str | None = None,
+        copies: bool = False,
+    ) -> None:
+        now_is = domain.state()
+        if now_is == "asleep":
+            raise asleep(machine.name, "snapshot")
+        # A guest that has crashed must not be let go on: after a migration, it would be "running".
+        if now_is not in (("running", "paused") if keep_running else ALIVE):
+            raise WrongState(f"{machine.name} is {now_is}; a live snapshot needs a running or paused guest.")
+        self.store, self.machine, self.domain = store, machine, domain
+        self.kind, self.keep_running, self.copies = kind, keep_running, copies
+        self.state = state or now_is
+        self.id = snapshot_id or new_id()
+        self.pid = domain.pid
+        self.run = run_of(self.pid or 0) or ""
+        self.pause = stream.Pause()
+        self._started = time.monotonic()
+        self._upper: dict[str, str] = {}
+        self._copied: dict[str, LayerRecord] = {}
+        self._registers = ""
+        self._devices = b""
+        self._delta: delta.Delta | None = None
+        self._base: SnapshotRecord | None = None
+        self._has_screen = False
+        self._to_release = False
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self._folder = self._open.enter_context(self.store.new_snapshot(self.id))
+        try:
+            self._events = self._open.enter_context(self.domain.events())
+        except BaseException as error:
+            self._open.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._open.callback(self.release)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._open.__exit__(kind, error, trace)
+
+    def copy(self) -> None:
+        """Copy what it has changed, or let QEMU begin to write all of its RAM; the guest runs on."""
+        store, machine = self.store, self.machine
+        if self.keep_running:
+            if not self.copies:
+                self._upper = store.add_layers(machine.layers, live=True)
+            # Whoever finds this after a crash continues on the upper layers: empty, or written to, they are right.
+            machine.pending = Pending("copy", self.state, self._upper)
+            self._to_release = True
+            store.save_machine(machine)
+        if not self._copy_changes():
+            self._copy_all()
+
+    def _copy_changes(self) -> bool:
+        """Copy what it has changed since its base, if it has one and that pays; whether it did."""
+        if self.kind == "ready" or not self.keep_running:
+            return False
+        store, machine, domain = self.store, self.machine, self.domain
+        ground = newest_ground(store, machine, domain, self.run)
+        if ground is None or (self.state == "paused" and domain.qmp("query-status")["status"] != "paused"):
+            return False
+        folder = store.snapshot_folder(ground.base.id)
+        most = allocated(folder / "ram")
+        with contextlib.suppress(delta.NotPossible):
+            found = self._open.enter_context(delta.Delta(domain, folder, self._folder, ground.others))
+            waiting = found.waiting()
+            # Much of it may be what the base has; but to read more than that has costs more than it saves.
+            if waiting <= most:
+                store.need_space(waiting + SCREEN, "for this snapshot")
+                found.copy()
+                if delta.pays(found.size, most):
+                    self._delta, self._base = found, ground.base
+                    return True
+        (self._folder / "ram").unlink(missing_ok=True)
+        return False
+
+    def _copy_all(self) -> None:
+        self.store.need_space(
+            may_take(self.store, self.machine, self.domain, self._size), "for this snapshot"
+        )
+        stream.start(self.domain, self._folder)
+
+    def stop(self) -> None:
+        """Wait until the rest is so little that the guest can stand still for it, and until it is written."""
+        if self._delta is not None:
+            if stream.halt(self.domain, self.state, self._events, self.pause):
+                return
+            # It has crashed, or the like: that stands only in the stream of a migration.
+            self._delta.drop()
+            self._delta = None
+            self._copy_all()
+        stream.finish(self.domain, self._events, self.pause)
+
+    def keep(self) -> None:
+        """Freeze its disks, and keep registers and screen, while the guest stands still."""
+        if self._delta is None:
+            self._keep()
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="vmlab-delta") as pool:
+            caught = pool.submit(self._delta.catch)
+            self._devices = delta.devices(self.domain, self._folder, goes_on=True)
+            self._keep()
+            caught.result()
+
+    def _keep(self) -> None:
+        if self._upper:
+            self.domain.switch_disks(
+                {target: self.store.layer_path(layer) for target, layer in self._upper.items()}
+            )
+        elif self.copies:
+            self._copied = copy_layers(self.store, self.machine.layers)
+        self._registers = self.domain.hmp("info registers -a")
+        self._has_screen = self.kind != "undo" and _take_screen(self.domain, self._folder)
+        _keep_nvram(self.store, self.machine, self._folder)
+
+    def release(self) -> None:
+        """Let the guest go on as it was, on whichever layers QEMU has come to; not where it is ended next."""
+        if not self._to_release:
+            return
+        store, machine = self.store, self.machine
+        with interrupts.held():
+            stream.go_on(self.domain, self.state, self._events, self.pause, streamed=self._delta is None)
+            machine.layers, machine.pending = present_layers(store, machine, self.domain, self._upper), None
+            store.save_machine(machine)
+            self._to_release = False
+
+    def seal(self, label: Label, ready_key: str | None = None) -> SnapshotRecord:
+        """Make its file fit for mapping, write down what it is, and return that; the guest may be running."""
+        store, machine, folder = self.store, self.machine, self._folder
+        with ThreadPoolExecutor(1, thread_name_prefix="vmlab-ram") as pool:
+            sealed = pool.submit(self._seal_ram)
+            private.write(folder / "registers.txt", self._registers.replace("\r", ""))
+            private.write(folder / "domain.xml", self.domain.xml(portable=True))
+            screen = convert_screen(folder) if self._has_screen else None
+            ram = sealed.result()
+        record = _record(store, machine, self.id, self.kind, ram)
+        if self.copies:
+            layers = store.keep_layers(self._copied)
+        else:
+            layers = _lower(store, machine.layers) if self.keep_running else record.layers
+        record = replace(
+            record,
+            layers=layers,
+            screen=screen,
+            state=self.state,
+            pause_ms=self.pause.milliseconds,
+            total_ms=round((time.monotonic() - self._started) * 1000, 1),
+            ready_key=ready_key,
+        )
+        _finish(folder, record, label)
+        return record
+
+    def _seal_ram(self) -> RamRecord:
+        store, machine, folder = self.store, self.machine, self._folder
+        fingerprint = self.kind not in ("undo", "present")
+        if self._delta is not None and self._base is not None:
+            self._delta.seal(self._devices)
+            return _delta_ram(machine, self._base, folder, self._delta.pages, fingerprint=fingerprint)
+        origin, changed = _list_changed(store, machine, self.domain, self.pid, folder)
+        ram = seal(folder, self._size, fingerprint=fingerprint)
+        return replace(ram, origin=origin, changed=changed)
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it holds only what the guest has changed since another."""
+        return self._delta is not None
+
+    @property
+    def _size(self) -> int:
+        return self.machine.spec.memory << 20
 
 
 def live(
@@ -157,29 +356,15 @@ def live(
     name: str,
     description: str = "",
     *,
-    kind: str = "snapshot",
-    keep_running: bool = True,
-    parent: str | None = None,
-    state: str | None = None,
     ready_key: str | None = None,
-    identity: str | None = None,
-    copy: bool = False,
+    **how: Any,
 ) -> str:
     """Take a live snapshot of a machine and return its id; the guest goes on as it was, running or paused.
 
     Parameters
     ----------
-    keep_running
-        False where the guest is ended next (a revert): its disks are frozen as they are, and it stays stopped.
-    state
-        What the guest was doing before it was paused for this; by default what it is doing.
-    parent
-        What the snapshot hangs on in the tree; by default where the machine stands.
-    identity
-        The new snapshot's id; by default a new one.
-    copy
-        Copy what the top layers of its disks hold while it stands still, instead of putting new ones over them: the
-        machine's disks stay what they are, for a snapshot that will be gone in a moment.
+    how
+        As in :class:`Live`.
 
     Raises
     ------
@@ -188,68 +373,19 @@ def live(
     HypervisorError
         QEMU or libvirt failed. The guest goes on unless it was QEMU that ended.
     """
-    started = time.monotonic()
-    now_is = domain.state()
-    if now_is not in ("running", "paused"):
-        raise WrongState(f"{machine.name} is {now_is}; a live snapshot needs a running or paused guest.")
-    state = state or now_is
-    identity = identity or new_id()
-    size = machine.spec.memory << 20
-    pid = domain.pid
-    pause = _Pause()
-    upper: dict[str, str] = {}
-    copies: dict[str, LayerRecord] = {}
-    with store.new_snapshot(identity) as folder, domain.events() as events:
-        if keep_running:
-            if not copy:
-                upper = store.add_layers(machine.layers, live=True)
-            # Whoever finds this after a crash continues on the upper layers: empty, or written to, they are right.
-            machine.pending = {"doing": "snapshot", "layers": upper, "state": state}
-            store.save_machine(machine)
-        try:
-            write_stream(domain, folder, may_take(store, machine, domain, size), store, events, pause)
-            if upper:
-                domain.switch_disks({target: store.layer_path(layer) for target, layer in upper.items()})
-            elif copy:
-                copies = copy_layers(store, machine.layers)
-            registers = domain.hmp("info registers -a")
-            screen = _take_screen(domain, folder) if kind != "undo" else None
-            _keep_nvram(store, machine, folder)
-        finally:
-            if keep_running:
-                with interrupts.held():
-                    go_on(domain, state, events, pause)
-                    machine.layers, machine.pending = present_layers(store, machine, domain, upper), None
-                    store.save_machine(machine)
-        with ThreadPoolExecutor(1, thread_name_prefix="vmlab-changed") as pool:
-            # The kernel takes some 10 ms for 1 GiB to tell; what else there is to do takes longer.
-            changed = pool.submit(_list_changed, store, machine, domain, pid, folder)
-            (folder / "registers.txt").write_text(registers.replace("\r", ""))
-            (folder / "domain.xml").write_text(domain.xml(portable=True))
-            if screen is not None:
-                screen = convert_screen(folder)
-            ram = seal(folder, size, fingerprint=kind not in ("undo", "present"))
-            origin, digest = changed.result()
-        ram = replace(ram, origin=origin, changed=digest)
-        record = _record(store, machine, identity, kind, ram)
-        if copy:
-            layers = store.keep_layers(copies)
-        else:
-            layers = record.layers if not keep_running else _lower(store, machine.layers)
-        record = replace(
-            record,
-            layers=layers,
-            screen=screen,
-            state=state,
-            pause_ms=pause.milliseconds,
-            total_ms=round((time.monotonic() - started) * 1000, 1),
-            ready_key=ready_key,
-        )
-        _finish(folder, record, Label(name, parent if parent is not None else machine.here, description))
-    if kind == "snapshot":
-        machine.here = identity
+    with Live(store, machine, domain, **how) as taking:
+        taking.copy()
+        taking.stop()
+        taking.keep()
+        taking.release()
+        taking.seal(Label(name, machine.here, description), ready_key)
+    if taking.kind == "snapshot":
+        machine.here = taking.id
+        if not taking.is_delta:
+            # What comes next holds what differs from this one.
+            machine.whole, machine.whole_run = taking.id, taking.run
         store.save_machine(machine)
-    return identity
+    return taking.id
 
 
 def copy_layers(store: Store, layers: dict[str, str]) -> dict[str, LayerRecord]:
@@ -260,13 +396,12 @@ def copy_layers(store: Store, layers: dict[str, str]) -> dict[str, LayerRecord]:
     """
     made = {}
     for target, layer in layers.items():
-        record = replace(store.layer(layer), id=new_id(), flat=None)
+        record = replace(store.layer(layer), id=new_id(), flat=None, file_size=None)
         path = store.layer_path(record.id)
-        with store.layer_path(layer).open("rb") as source, path.open("xb") as file:
+        with store.layer_path(layer).open("rb") as source, private.create(path) as file:
             size = os.fstat(source.fileno()).st_size
             os.ftruncate(file.fileno(), size)
             mapped_ram.copy_range(source.fileno(), file.fileno(), 0, size)
-        store.account.own(path)
         made[target] = record
     return made
 
@@ -282,9 +417,10 @@ def present_layers(
     if not upper:
         return machine.layers
     try:
-        from vmlab.hypervisor.domain_xml import disk_files
+        from vmlab.hypervisor.domain_xml import disk_chains
 
-        files = {path.stem for path in disk_files(domain.xml()).values()} if domain.is_active() else None
+        chains = disk_chains(domain.xml()).values() if domain.is_active() else None
+        files = {chain[0].stem for chain in chains} if chains is not None else None
     except VMLabError:
         files = None
     # When QEMU is gone, the upper layers are right whether it had come to them or not.
@@ -294,30 +430,26 @@ def present_layers(
     return machine.layers
 
 
-def present(store: Store, machine: MachineRecord, domain: Domain, state: str) -> str:
+def recover(store: Store, machine: MachineRecord, domain: Domain, pending: Pending) -> None:
+    """Put right what a process left that died while it took a live snapshot: the guest goes on, on the right layers."""
+    if domain.is_active():
+        stream.cancel(domain)
+        stream.go_on(domain, pending.state)
+    machine.layers = present_layers(store, machine, domain, pending.layers)
+
+
+def keep_present(store: Store, machine: MachineRecord, domain: Domain, state: str) -> str:
     """Keep a stopped guest's present before a revert abandons it, and return the id of the hidden snapshot.
 
     Where its RAM is mapped from a snapshot, only the pages that it changed are written. ``state`` is what it was doing
     before it was stopped for this.
     """
-    base = mapped_base(store, machine)
-    if base is not None:
+    # That it has crashed stands only in the stream of a migration.
+    ground = find_ground(store, machine, domain) if state != "crashed" else None
+    if ground is not None:
         with contextlib.suppress(delta.NotPossible):
-            return _present_delta(store, machine, domain, base, state)
+            return _present_delta(store, machine, domain, ground, state)
     return live(store, machine, domain, "before the revert", kind="undo", keep_running=False, state=state)
-
-
-def mapped_base(store: Store, machine: MachineRecord) -> SnapshotRecord | None:
-    """Return the snapshot whose file a running machine's RAM is mapped from, or None if it booted."""
-    if machine.mapped is None:
-        return None
-    with contextlib.suppress(VMLabError):
-        record = store.snapshot(machine.mapped)
-        if record.ram is not None and record.ram.base is not None:
-            record = store.snapshot(record.ram.base)
-        if record.ram is not None and (store.snapshot_folder(record.id) / "thin").exists():
-            return record
-    return None
 
 
 def _list_changed(
@@ -329,33 +461,34 @@ def _list_changed(
     a page that was changed stays changed. What has not been changed by now was not when it was written, so it is what
     the origin has. Nothing is listed where that cannot be told; comparisons then read all.
     """
-    base = mapped_base(store, machine)
-    if base is None or base.ram is None or pid is None:
+    ground = find_ground(store, machine, domain)
+    if ground is None or ground.base.ram is None or pid is None:
         return None, ""
-    size = machine.spec.memory << 20
+    base, size = ground.base, machine.spec.memory << 20
     try:
-        address = delta.mapped_at(pid, store.snapshot_folder(base.id) / "ram", base.ram.pages_offset, size)
+        address = delta.mapped_at(pid, ground.mapped, ground.base.ram.pages_offset, size)
         pages = delta.changed(pid, address, size // mapped_ram.PAGE)
     except delta.NotPossible:
         return None, ""
     # No guest has run without a change: a page map that tells of none may be one that tells nothing.
     if domain.pid != pid or not pages.any():
         return None, ""
+    if ground.others is not None:
+        pages = pages | ground.others
     return base.id, mapped_ram.write_list(folder / "changed", base.id, pages)
 
 
-def _present_delta(
-    store: Store, machine: MachineRecord, domain: Domain, base: SnapshotRecord, state: str
-) -> str:
+def _present_delta(store: Store, machine: MachineRecord, domain: Domain, ground: Ground, state: str) -> str:
     started = time.monotonic()
-    identity = new_id()
-    with store.new_snapshot(identity) as folder:
-        delta.write(domain, store.snapshot_folder(base.id) / "thin", folder, store.need_space)
+    snapshot_id, base = new_id(), ground.base
+    with store.new_snapshot(snapshot_id) as folder:
+        delta_file = delta.Delta(domain, store.snapshot_folder(base.id), folder, ground.others)
+        pages = delta.write(delta_file, store.need_space)
         # No picture: nobody sees one of a present that waits for an undo, and it is a tenth of a revert's time.
-        record = _delta_record(store, machine, domain, base, folder, identity, "undo")
+        record = _delta_record(store, machine, domain, base, folder, snapshot_id, "undo", pages)
         record = replace(record, state=state, total_ms=round((time.monotonic() - started) * 1000, 1))
         _finish(folder, record, Label("before the revert", machine.here))
-    return identity
+    return snapshot_id
 
 
 def _delta_record(
@@ -364,33 +497,39 @@ def _delta_record(
     domain: Domain,
     base: SnapshotRecord,
     folder: Path,
-    identity: str,
+    snapshot_id: str,
     kind: str,
+    pages: Pages,
 ) -> SnapshotRecord:
     """Add registers and XML to a folder with a delta in it, and describe it."""
-    (folder / "registers.txt").write_text(domain.hmp("info registers -a").replace("\r", ""))
-    (folder / "domain.xml").write_text(domain.xml(portable=True))
+    private.write(folder / "registers.txt", domain.hmp("info registers -a").replace("\r", ""))
+    private.write(folder / "domain.xml", domain.xml(portable=True))
     _keep_nvram(store, machine, folder)
-    layout = mapped_ram.parse(folder / "ram")
-    with (folder / "ram").open("rb") as file:
-        pages = mapped_ram.read_bitmap(file.fileno(), layout.main)
-    ram = RamRecord(
+    return _record(store, machine, snapshot_id, kind, _delta_ram(machine, base, folder, pages))
+
+
+def _delta_ram(
+    machine: MachineRecord, base: SnapshotRecord, folder: Path, pages: Pages, *, fingerprint: bool = False
+) -> RamRecord:
+    """Describe a delta in a folder, of which these pages differ from the base's, and list them."""
+    path = folder / "ram"
+    layout = mapped_ram.parse(path)
+    return RamRecord(
         size=machine.spec.memory << 20,
         file_size=layout.size,
         pages_offset=layout.main.pages_offset,
         base=base.id,
-        digest="",
-        devices_digest=_devices_digest(folder / "ram", layout),
+        digest=mapped_ram.held_digest(path, layout) if fingerprint else "",
+        devices_digest=_devices_digest(path, layout),
         origin=base.id,
         changed=mapped_ram.write_list(folder / "changed", base.id, pages),
     )
-    return _record(store, machine, identity, kind, ram)
 
 
 def may_take(store: Store, machine: MachineRecord, domain: Domain, size: int) -> int:
     """Return the most bytes of RAM that a snapshot of the guest can take: what it has of its own, and what it maps."""
-    base = mapped_base(store, machine)
-    below = allocated(store.snapshot_folder(base.id) / "ram") if base is not None else 0
+    ground = find_ground(store, machine, domain)
+    below = allocated(ground.mapped) if ground is not None else 0
     return min(size, resident(domain, size) + below)
 
 
@@ -405,141 +544,33 @@ def resident(domain: Domain, size: int) -> int:
     return size
 
 
-def write_stream(
-    domain: Domain, folder: Path, expected: int, store: Store, events: Events, pause: _Pause | None = None
-) -> None:
-    """Let QEMU write RAM and devices into ``folder/ram``; the guest is stopped when this returns."""
-    pause = pause or _Pause()
-    store.need_space(expected, "for this snapshot")
-    target = f"file:{folder / 'ram'},offset={mapped_ram.STREAM_OFFSET}"
-    _set_capabilities(domain, on=True)
-    domain.qmp(
-        "migrate-set-parameters",
-        max_bandwidth=1 << 50,
-        multifd_channels=CHANNELS,
-        downtime_limit=DOWNTIME_STEPS_MS[0],
-    )
-    for attempt in range(START_TRIES):
-        try:
-            domain.qmp("migrate", uri=target)
-            break
-        except HypervisorError as error:
-            if "yank" not in str(error) or attempt == START_TRIES - 1:
-                raise
-            time.sleep(0.01)
-    try:
-        _wait(domain, events, pause)
-    except BaseException:
-        cancel(domain)
-        raise
-
-
-def ended(domain: Domain, error: BaseException) -> HypervisorError | None:
-    """Return the error that tells that a guest has ended under our hands, if that is why ``error`` came."""
-    if not isinstance(error, HypervisorError | WrongState):
-        return None
-    with contextlib.suppress(VMLabError):
-        # Our own look at the process: libvirt hears of its end some moments later.
-        if domain.pid is None or not domain.is_active():
-            return HypervisorError(
-                f"{domain.name} ended while this was done: its QEMU process is gone. Its snapshots are as they were.",
-                hint=f"boot it with `%vm start {domain.name}`, or go back with `%vm revert {domain.name}`",
-            )
-    return None
-
-
-def cancel(domain: Domain) -> None:
-    """End a migration to a file, if there is one, and wait until QEMU is done with it."""
-    end = time.monotonic() + CANCEL_SECONDS
-    with contextlib.suppress(VMLabError):
-        if domain.qmp("query-migrate").get("status") not in _UNDER_WAY:
-            return
-        domain.qmp("migrate_cancel")
-        while domain.qmp("query-migrate").get("status") in _UNDER_WAY and time.monotonic() < end:
-            time.sleep(0.01)
-
-
-def _set_capabilities(domain: Domain, *, on: bool) -> None:
-    names = ("mapped-ram", "multifd")
-    domain.qmp("migrate-set-capabilities", capabilities=[{"capability": n, "state": on} for n in names])
-
-
-def _wait(domain: Domain, events: Events, pause: _Pause) -> None:
-    started, step = time.monotonic(), 1
-    while True:
-        event = events.next(0.5)
-        if event is None:
-            # Events get lost when libvirtd is restarted; asking costs little at this pace.
-            status = domain.qmp("query-migrate")
-            name = status.get("status")
-        elif event.name == "STOP":
-            pause.stopped = event.at
-            continue
-        elif event.name == "MIGRATION":
-            name = event.data.get("status")
-        else:
-            continue
-        if name == "completed":
-            if pause.stopped is None:
-                pause.stopped = event.at if event else time.time()
-            return
-        if name in ("failed", "cancelled"):
-            why = domain.qmp("query-migrate").get("error-desc", "")
-            if "No space left" in why or "No space" in why or domain_disk_full(domain, why):
-                raise NoSpace(
-                    f"The disk became full while the snapshot of {domain.name} was written; the guest goes on.",
-                    hint="forget snapshots or delete machines, then try again",
-                    qemu=why,
-                )
-            raise HypervisorError(f"QEMU could not write the snapshot of {domain.name}.", qemu=why or name)
-        if time.monotonic() - started > STEP_SECONDS * step and step < len(DOWNTIME_STEPS_MS):
-            domain.qmp("migrate-set-parameters", downtime_limit=DOWNTIME_STEPS_MS[step])
-            step += 1
-
-
-def domain_disk_full(domain: Domain, why: str) -> bool:
-    """Whether a failed write is told by a full disk: QEMU's multifd threads do not always say why they failed."""
-    found = os.statvfs(domain.serial_log.parent)
-    return "writ" in why.lower() and found.f_bavail * found.f_frsize < 16 << 20
-
-
-def go_on(domain: Domain, state: str, events: Events | None = None, pause: _Pause | None = None) -> None:
-    """Let the guest go on as it was before the snapshot, whatever happened in between."""
-    with contextlib.suppress(VMLabError):
-        if state == "running":
-            # QEMU's own command instead of libvirt's: it is some milliseconds faster, and libvirt follows the event.
-            _insist(domain, "cont")
-            while events is not None and (event := events.next(1.0)) is not None:
-                if event.name == "RESUME":
-                    if pause is not None:
-                        pause.resumed = event.at
-                    break
-        elif domain.qmp("query-status").get("status") == "postmigrate":
-            # A paused guest must leave the state after a migration, in which its disks are closed.
-            domain.qmp("cont")
-            domain.qmp("stop")
-        _set_capabilities(domain, on=False)
-
-
-def _insist(domain: Domain, command: str) -> None:
-    """Run a monitor command that must get through: a libvirtd that is being restarted is waited for."""
-    end = time.monotonic() + INSIST_SECONDS
-    while True:
-        try:
-            domain.qmp(command)
-            return
-        except VMLabError:
-            if domain.pid is None or time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-
-
-def _take_screen(domain: Domain, folder: Path) -> str | None:
-    """Let QEMU write the screen; None for a machine without one."""
+def _take_screen(domain: Domain, folder: Path) -> bool:
+    """Let QEMU write the screen; whether it has one."""
     with contextlib.suppress(HypervisorError):
         domain.qmp("screendump", filename=str(folder / "screen.ppm"))
-        return "taken"
-    return None
+        return True
+    return False
+
+
+def dump_screen(store: Store, domain: Domain, folder: Path) -> None:
+    """Let QEMU write the screen as ``screen.ppm``.
+
+    Raises
+    ------
+    NoSpace
+        There is no room for it.
+    """
+    try:
+        domain.qmp("screendump", filename=str(folder / "screen.ppm"))
+    except HypervisorError as error:
+        # QEMU only says that it could not write.
+        if store.free() < SCREEN:
+            raise NoSpace(
+                f"The disk is full: the screen of {domain.name} could not be written.",
+                hint="forget snapshots or delete machines (`%vm list` shows what they take), then try again",
+                qemu=error,
+            ) from error
+        raise
 
 
 def convert_screen(folder: Path) -> str:
@@ -550,7 +581,8 @@ def convert_screen(folder: Path) -> str:
     with Image.open(source) as picture:
         picture.load()
         digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-        picture.save(folder / "screen.png", compress_level=3)
+        with private.create(folder / "screen.png") as file:
+            picture.save(file, "PNG", compress_level=3)
     source.unlink()
     return digest
 
@@ -558,7 +590,7 @@ def convert_screen(folder: Path) -> str:
 def _keep_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
     source = store.machine_folder(machine.name) / "nvram.fd"
     if source.exists():
-        (folder / "nvram.fd").write_bytes(source.read_bytes())
+        private.copy(source, folder / "nvram.fd")
 
 
 def seal(folder: Path, size: int, *, fingerprint: bool = True) -> RamRecord:
@@ -585,10 +617,10 @@ def _devices_digest(path: Path, layout: mapped_ram.Layout) -> str:
 
 
 def _record(
-    store: Store, machine: MachineRecord, identity: str, kind: str, ram: RamRecord | None
+    store: Store, machine: MachineRecord, snapshot_id: str, kind: str, ram: RamRecord | None
 ) -> SnapshotRecord:
     return SnapshotRecord(
-        id=identity,
+        id=snapshot_id,
         kind=kind,
         machine=machine.uuid if kind != "ready" else "",
         machine_name=machine.name,
@@ -598,6 +630,7 @@ def _record(
         layers=dict(machine.layers),
         ram=ram,
         mac=machine.mac,
+        macs=telling.macs(store, machine.name, snapshot_id),
         genid=machine.genid,
         forwards=machine.forwards,
         address=machine.address,
@@ -610,8 +643,16 @@ def _record(
 
 def _finish(folder: Path, record: SnapshotRecord, label: Label) -> None:
     """Write the label, and the manifest last."""
+    there = [name for name in SMALL if (folder / name).exists()]
+    record = replace(record, files={name: file_digest(folder / name) for name in there})
+    label = replace(label, machine=record.machine, kind=record.kind)
     write_json(folder / "label.json", label.to_json())
     write_json(folder / "manifest.json", record.to_json())
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sizes(store: Store, record: SnapshotRecord) -> tuple[int, int]:
@@ -619,25 +660,3 @@ def sizes(store: Store, record: SnapshotRecord) -> tuple[int, int]:
     folder = store.snapshot_folder(record.id)
     ram = allocated(folder / "ram") + allocated(folder / "thin")
     return ram, sum(allocated(store.layer_path(layer)) for layer in record.layers.values())
-
-
-__all__ = [
-    "boot_id",
-    "cancel",
-    "convert_screen",
-    "copy_layers",
-    "ended",
-    "glimpse",
-    "go_on",
-    "host_cpu",
-    "live",
-    "mapped_base",
-    "may_take",
-    "offline",
-    "present",
-    "present_layers",
-    "resident",
-    "seal",
-    "sizes",
-    "write_stream",
-]

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmlab.errors import CommandFailed
+from vmlab.checked import checked, takes_options_of
+from vmlab.errors import AgentTimeout, CommandFailed, Overtaken
 from vmlab.guest import GuestDomain, SerialStream
 from vmlab.guest.wait import until
 
 if TYPE_CHECKING:
-    from vmlab.guest.agent import CommandResult, OnOutput
+    from vmlab.guest.agent import CommandResult, OnOutput, Target
     from vmlab.guest.keys import Pointer
     from vmlab.guest.screen import Screenshot
 
 
+def _module(name: str) -> Any:
+    """Return a module of this package; they are imported when they are needed, as the methods do."""
+    return importlib.import_module(f"vmlab.guest.{name}")
+
+
+@checked
 class GuestAccess:
     """Mixed into :class:`vmlab.Machine`."""
+
+    @staticmethod
+    def _late_types() -> dict[str, Any]:
+        agent, screen = _module("agent"), _module("screen")
+        return {
+            "CommandResult": agent.CommandResult,
+            "OnOutput": agent.OnOutput,
+            "Screenshot": screen.Screenshot,
+            "Target": agent.Target,
+        }
 
     @property
     def name(self) -> str:
@@ -29,8 +47,11 @@ class GuestAccess:
         """The guest."""
         raise AssertionError
 
-    def _domain(self) -> GuestDomain:
-        """Return the guest for looking only: without waiting until a new fork has been told who it is."""
+    def _domain(self, *, boots: bool = True) -> GuestDomain:
+        """Return the guest for looking only: without waiting until a new fork has been told who it is.
+
+        With ``boots`` its agent is waited for while it boots.
+        """
         raise AssertionError
 
     @property
@@ -49,12 +70,13 @@ class GuestAccess:
         on_output: OnOutput | None = None,
         user: str | None = None,
         env: Mapping[str, str] | None = None,
+        to: Target | None = None,
     ) -> CommandResult:
         """Run a command in the guest and return its status and output; see :func:`vmlab.guest.agent.execute`."""
         from vmlab.guest import agent
 
         return agent.execute(
-            self.domain, command, timeout=timeout, input=input, on_output=on_output, user=user, env=env
+            self.domain, command, timeout=timeout, input=input, on_output=on_output, user=user, env=env, to=to
         )
 
     def script(
@@ -66,27 +88,42 @@ class GuestAccess:
         on_output: OnOutput | None = None,
         user: str | None = None,
         env: Mapping[str, str] | None = None,
+        to: Target | None = None,
     ) -> CommandResult:
         """Run a script in the guest, by the interpreter that its first line names; see :func:`.agent.script`."""
         from vmlab.guest import agent
 
         return agent.script(
-            self.domain, text, timeout=timeout, input=input, on_output=on_output, user=user, env=env
+            self.domain, text, timeout=timeout, input=input, on_output=on_output, user=user, env=env, to=to
         )
 
-    def succeed(self, *commands: str, timeout: float | None = 60) -> str:
+    def stream(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        input: str | bytes | None = None,
+        user: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Generator[bytes, None, None]:
+        """Run a command and give what it writes, piece by piece, in bytes; see :func:`vmlab.guest.agent.stream`."""
+        from vmlab.guest import agent
+
+        return agent.stream(self.domain, command, timeout=timeout, input=input, user=user, env=env)
+
+    def succeed(self, *commands: str | Sequence[str], timeout: float | None = 60) -> str:
         """Run commands that must succeed and return what they printed.
 
         Raises
         ------
-        CommandFailed
-            One of them did not.
+        CommandFailed, OutputTooLarge
+            One of them did not; it wrote more than is kept (16 MiB).
         """
         from vmlab.guest import agent
 
         return agent.succeed(self.domain, *commands, timeout=timeout)
 
-    def fail(self, *commands: str, timeout: float | None = 60) -> str:
+    def fail(self, *commands: str | Sequence[str], timeout: float | None = 60) -> str:
         """Run commands that must fail and return what they printed, on both streams.
 
         Raises
@@ -104,11 +141,13 @@ class GuestAccess:
                     stdout=result.stdout,
                     elapsed=round(result.elapsed, 3),
                 )
-            said += result.stdout + result.stderr
+            said += result.whole().stdout + result.stderr
         return said
 
-    def wait_until_succeeds(self, command: str, timeout: float | None = 60) -> str:
+    def wait_until_succeeds(self, command: str | Sequence[str], timeout: float | None = 60) -> str:
         """Run a command again and again until it succeeds, and return what it printed then.
+
+        A guest that still boots, or reboots meanwhile, is waited for too.
 
         Raises
         ------
@@ -117,31 +156,39 @@ class GuestAccess:
         """
         return self._until_status(command, timeout, ok=True)
 
-    def wait_until_fails(self, command: str, timeout: float | None = 60) -> str:
+    def wait_until_fails(self, command: str | Sequence[str], timeout: float | None = 60) -> str:
         """Run a command again and again until it fails, and return what it printed then."""
         return self._until_status(command, timeout, ok=False)
 
-    def _until_status(self, command: str, timeout: float | None, *, ok: bool) -> str:
+    def _until_status(self, command: str | Sequence[str], timeout: float | None, *, ok: bool) -> str:
+        from vmlab.guest import agent
+
         last: list[CommandResult] = []
+        self.domain  # noqa: B018 - a new fork knows who it is when this returns
 
         def tried() -> bool:
-            last[:] = [self.execute(command, timeout=timeout)]
+            last[:] = [agent.execute(self._domain(boots=False), command, timeout=timeout)]
             return last[0].ok is ok
 
         until(
             tried,
             timeout,
             f"'{command}' to {'succeed' if ok else 'fail'}",
-            evidence=lambda: (last[0].stdout + last[0].stderr) if last else "",
+            evidence=lambda: (last[0].stdout + last[0].stderr) if last else "its agent did not answer",
+            retry_on=(AgentTimeout, Overtaken),
             machine=self.name,
         )
-        return last[0].stdout
+        return last[0].whole().stdout
 
     def wait_for_agent(self, timeout: float | None = 300) -> None:
-        """Wait until the guest agent answers."""
+        """Wait until the guest agent answers; if it does not, the error says what the guest showed and wrote last."""
         from vmlab.guest import agent
+        from vmlab.guest.lastwords import last_words
 
-        agent.wait_for_agent(self.domain, timeout)
+        self.domain  # noqa: B018 - a new fork knows who it is when this returns
+        domain = self._domain(boots=False)
+        with last_words(domain, self.folder):
+            agent.wait_for_agent(domain, timeout)
 
     def wait_for_file(self, path: str, timeout: float | None = 60) -> None:
         """Wait until a file or folder exists in the guest."""
@@ -163,12 +210,14 @@ class GuestAccess:
 
         self._until_status(f"systemctl is-active {shlex.quote(unit)}", timeout, ok=True)
 
+    @takes_options_of(lambda: _module("transfer").put)
     def put(self, local: str | Path, remote: str, **options: Any) -> Any:
         """Copy a file or folder into the guest; see :func:`vmlab.guest.transfer.put`."""
         from vmlab.guest import transfer
 
         return transfer.put(self.domain, local, remote, **options)
 
+    @takes_options_of(lambda: _module("transfer").get)
     def get(self, remote: str, local: str | Path | None = None, **options: Any) -> Any:
         """Copy a file or folder out of the guest; see :func:`vmlab.guest.transfer.get`."""
         from vmlab.guest import transfer
@@ -208,6 +257,7 @@ class GuestAccess:
 
         return screen.screenshot(self._domain(), self.folder)
 
+    @takes_options_of(lambda: _module("screen").wait_for_screen)
     def wait_for_screen(
         self,
         until_what: Screenshot | str | Path | Callable[[Screenshot], Any] | None = None,
@@ -239,6 +289,7 @@ class GuestAccess:
         """Open the serial line to write on it."""
         return self.domain.open_serial()
 
+    @takes_options_of(lambda: _module("serial").wait_for)
     def wait_for_serial(self, pattern: str, timeout: float | None = 60, **options: Any) -> Any:
         """Wait until the serial line shows a regular expression; see :func:`vmlab.guest.serial.wait_for`."""
         from vmlab.guest import serial

@@ -18,11 +18,13 @@ from __future__ import annotations
 import base64
 import codecs
 import contextlib
+import io
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vmlab.errors import (
@@ -30,17 +32,23 @@ from vmlab.errors import (
     AgentTimeout,
     CommandFailed,
     GuestPanicked,
+    NoSpace,
+    OutputTooLarge,
+    Overtaken,
     UsageError,
+    VMLabError,
     WaitTimeout,
     WrongState,
 )
-from vmlab.guest import GuestDomain
+from vmlab.guest import GuestDomain, GuestEvents, serial
 from vmlab.guest.wait import seconds, until
 
-__all__ = ["CommandResult", "OnOutput", "execute", "script", "succeed", "wait_for_agent"]
+__all__ = ["CommandResult", "OnOutput", "Target", "execute", "script", "stream", "succeed", "wait_for_agent"]
 
 #: Called with the stream (``"stdout"`` or ``"stderr"``) and a piece of text, as output comes.
 OnOutput = Callable[[str, str], None]
+#: What takes output: a path on the host, a file open for bytes, or a function that is called with each piece.
+Target = str | Path | io.RawIOBase | io.BufferedIOBase | Callable[[bytes], object]
 
 #: Bytes asked for in one read. In base64 it must stay well below the 4 MiB that libvirt carries in one answer.
 CHUNK = 1 << 18
@@ -200,7 +208,8 @@ class CommandResult:
     elapsed
         Seconds from the call to the result.
     truncated
-        Bytes of output that were not kept because there were too many; a notice stands in their place.
+        Bytes of output that were not kept because there were too many; a notice stands in their place. What must have
+        all of it asks :meth:`check`, or has it written to a file (``to=``).
     calls
         Calls of the guest agent that it took.
     """
@@ -213,14 +222,42 @@ class CommandResult:
     elapsed: float
     truncated: int = 0
     calls: int = field(default=0, compare=False)
+    _bytes: tuple[bytes, bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def stdout_bytes(self) -> bytes:
+        """What it wrote on standard output, byte for byte; raises `OutputTooLarge` if not all of it was kept."""
+        kept = self.whole()._bytes
+        return kept[0] if kept else self.stdout.encode()
+
+    @property
+    def stderr_bytes(self) -> bytes:
+        """What it wrote on standard error, byte for byte; raises `OutputTooLarge` if not all of it was kept."""
+        kept = self.whole()._bytes
+        return kept[1] if kept else self.stderr.encode()
 
     @property
     def ok(self) -> bool:
         """Whether the exit status is 0."""
         return self.status == 0
 
+    def whole(self) -> CommandResult:
+        """Return self, or raise `OutputTooLarge` when not all of its output was kept."""
+        if self.truncated:
+            raise OutputTooLarge(
+                f"'{self.command}' on {self.machine} wrote more than is kept: "
+                f"{self.truncated} bytes in the middle are left out.",
+                hint="have it written to a file: machine.execute(..., to=FILE), `%vm exec --to FILE`; "
+                "or take it piece by piece: machine.stream(...)",
+                machine=self.machine,
+                stdout=self.stdout,
+                stderr=self.stderr,
+                elapsed=round(self.elapsed, 3),
+            )
+        return self
+
     def check(self) -> CommandResult:
-        """Return self, or raise `CommandFailed` when the exit status is not 0."""
+        """Return self, or raise: `CommandFailed` for an exit status other than 0, `OutputTooLarge` for cut output."""
         if self.status != 0:
             raise CommandFailed(
                 f"'{self.command}' on {self.machine} failed with exit status {self.status}{_meaning(self.status)}.",
@@ -230,7 +267,7 @@ class CommandResult:
                 stderr=self.stderr,
                 elapsed=round(self.elapsed, 3),
             )
-        return self
+        return self.whole()
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as a dictionary of plain values."""
@@ -272,58 +309,101 @@ def _meaning(status: int) -> str:
 
 
 class _Stream:
-    """One output stream of a running command: what was read of it, decoded, within bounds."""
+    """One output stream of a running command: what was read of it, within bounds.
 
-    def __init__(self, name: str, on_output: OnOutput | None, keep: int = KEEP) -> None:
+    Parameters
+    ----------
+    name
+        ``stdout`` or ``stderr``.
+    on_output
+        Called with the name and text as it comes.
+    keep
+        Bytes to keep; of more, the first and the last half.
+    take
+        Takes all bytes instead; nothing of them is kept or shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        on_output: OnOutput | None,
+        keep: int | None = None,
+        take: Callable[[bytes], object] | None = None,
+    ) -> None:
         self.name = name
         self.offset = 0  # bytes read of the file as it is now
         self.total = 0
         self.dropped = 0
         self.handle: int | None = None
-        self._half = max(1, keep // 2)
-        self._head: list[str] = []
-        self._tail: list[str] = []
-        self._head_size = self._tail_size = 0
+        self._half = max(1, (KEEP if keep is None else keep) // 2)
+        self._head, self._tail = bytearray(), bytearray()
+        self._take = take
         self._on_output = on_output
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
-        """Take the next bytes; a character split between two reads waits for its other half."""
+        """Take the next bytes; a character split between two reads waits for its other half to be shown."""
         self.offset += len(data)
         self.total += len(data)
-        text = self._decoder.decode(data, final)
-        if not text:
+        if self._take is not None:
+            if data:
+                self._take(data)
             return
-        if self._on_output is not None:
+        if self._on_output is not None and (text := self._decoder.decode(data, final)):
             self._on_output(self.name, text)
-        if room := self._half - self._head_size:
-            self._head.append(text[:room])
-            self._head_size += len(text[:room])
-            text = text[room:]
-        if text:
-            self._tail.append(text)
-            self._tail_size += len(text)
-        while (over := self._tail_size - self._half) > 0:
-            gone, rest = self._tail[0][:over], self._tail[0][over:]
-            self._tail[:1] = [rest] if rest else []
-            self._tail_size -= len(gone)
-            self.dropped += len(gone.encode())
+        room = self._half - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:]
+        # Not at each piece: what lies behind is moved each time.
+        if len(self._tail) > 2 * self._half:
+            self._trim()
+
+    def ignore(self) -> None:
+        """Take nothing more: what took it cannot."""
+        self._take = lambda _: None
+
+    def _trim(self) -> None:
+        over = max(0, len(self._tail) - self._half)
+        self.dropped += over
+        del self._tail[:over]
+
+    @property
+    def data(self) -> bytes:
+        """All that was kept."""
+        self._trim()
+        return bytes(self._head + self._tail)
 
     @property
     def text(self) -> str:
         """All that was kept, with a notice where something was left out."""
-        notice = f"\n[... {self.dropped} bytes not kept ...]\n" if self.dropped else ""
-        return "".join(self._head) + notice + "".join(self._tail)
+        self._trim()
+        if not self.dropped:
+            return (self._head + self._tail).decode(errors="replace")
+        notice = f"\n[... {self.dropped} bytes not kept ...]\n"
+        return self._head.decode(errors="replace") + notice + self._tail.decode(errors="replace")
 
 
 class _Running:
     """A command that was started in the guest."""
 
-    def __init__(self, domain: GuestDomain, title: str, on_output: OnOutput | None) -> None:
+    def __init__(
+        self,
+        domain: GuestDomain,
+        title: str,
+        on_output: OnOutput | None,
+        events: GuestEvents,
+        take: Callable[[bytes], object] | None = None,
+    ) -> None:
         self.domain = domain
         self.title = title
+        self._events = events
+        self._qemu = domain.pid
+        self._agent_there = True
+        self._powered_off = False
+        #: Nothing of it is in the guest any more, and nobody there to ask.
+        self._over = False
         self.token = "vmlab." + os.urandom(8).hex()
-        self.out = _Stream("stdout", on_output)
+        self.out = _Stream("stdout", on_output, take=take)
         self.err = _Stream("stderr", on_output)
         self.begin = time.monotonic()
         self.calls = 0
@@ -362,6 +442,10 @@ class _Running:
             arguments["input_data"] = base64.b64encode(data).decode()
         self._heard = time.monotonic()
         self.pid = int(self.call("guest-exec", **arguments)["pid"])
+        # The guest that answered is none that has been reset before, nor one that was replaced before it took this.
+        self._qemu = self.domain.pid
+        while self._events.next(0) is not None:
+            pass
 
     def _folder(self) -> str:
         """Make the command's folder before its launcher does, for files too big to be sent along."""
@@ -491,28 +575,66 @@ class _Running:
 
     def follow(self, deadline: float | None) -> bool:
         """Follow the command until it ends (True) or the deadline passes (False)."""
+        for _ in self.steps(deadline):
+            pass
+        return self.status is not None
+
+    def steps(self, deadline: float | None) -> Iterator[None]:
+        """Follow the command until it ends or the deadline passes; yield after each look at it."""
         pause, quiet = FIRST_PAUSE, 0
         streaming = False
         time.sleep(pause)  # the launcher alone takes as long
         while True:
+            self._listen()
             try:
+                if not self._agent_there:
+                    raise AgentTimeout(f"The guest agent of {self.domain.name} has ended.")
                 if self.poll():
-                    return True
+                    return
                 # Opening the files costs two calls: only for a command that turns out not to be short.
                 streaming = streaming or time.monotonic() - self.begin > 0.15
                 size = self.read_some() if streaming else 0
             except (AgentError, WrongState) as error:
                 self._silent(error)
                 size, pause = 0, PAUSE_BUSY
+            yield
             now = time.monotonic()
             if deadline is not None and now >= deadline:
-                return False
+                return
             if size >= CHUNK:
                 continue
             quiet = 0 if size else quiet + 1
             limit = PAUSE_BUSY if quiet < 20 else PAUSE_QUIET
             pause = min(pause * 1.5, limit)
             time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
+
+    def _listen(self) -> None:
+        """Take what QEMU has told: whether the agent has its line open, and whether the guest has begun anew.
+
+        A guest that goes down ends its agent first: without the line open it is not asked, only listened to.
+
+        Raises
+        ------
+        Overtaken
+            The guest has rebooted, or is off.
+        """
+        while (event := self._events.next(0)) is not None:
+            if event.name == "RESET":
+                self._over = True
+                how = "rebooted" if event.data.get("guest") else "was reset"
+                raise Overtaken(
+                    f"{self.domain.name} {how} while '{self.title}' ran.",
+                    hint=f"it is starting again; `%vm wait {self.domain.name}` waits until commands can be run",
+                    **self.evidence(),
+                )
+            if event.name == "VSERPORT_CHANGE":
+                self._agent_there = bool(event.data.get("open"))
+            elif event.name == "SHUTDOWN":
+                self._powered_off = self._powered_off or bool(event.data.get("guest"))
+                if (state := self.domain.state()) == "off":
+                    self._lost(None, state)
+        if (pid := self.domain.pid) is not None and pid != self._qemu:
+            self._lost(None, self.domain.state())
 
     def _silent(self, error: AgentError | WrongState) -> None:
         """Decide about an agent that did not answer, or not with what was asked.
@@ -521,35 +643,47 @@ class _Running:
         asked for again. A command that the agent does not know any more, or a machine that is off, is the end.
         """
         state = self.domain.state()
-        if state not in ("running", "paused") or "PID" in str(error):
+        gone = isinstance(error, Overtaken) or "PID" in str(error)
+        if gone or state not in ("running", "paused", "asleep"):
+            self._listen()
             self._lost(error, state)
         silence = time.monotonic() - self._heard
         if state == "running" and silence > (SILENCE if isinstance(error, AgentTimeout) else ANSWER):
             raise AgentTimeout(
                 f"The guest agent of {self.domain.name} stopped answering while '{self.title}' ran.",
-                hint="the guest may be overloaded or its agent stuck; look at its screen, or revert",
+                hint="the guest may be overloaded or its agent stuck; look at its screen, or revert"
+                if self._agent_there
+                else "its agent has ended, and the guest has neither restarted nor powered off; look at its screen",
                 silent_for=seconds(silence),
                 agent_says=error.message,
                 **self.evidence(),
             ) from error
 
-    def _lost(self, error: AgentError | WrongState, state: str) -> NoReturn:
+    def _lost(self, error: AgentError | WrongState | None, state: str) -> NoReturn:
         """Raise the plain error for a command that cannot be followed any more."""
         name = self.domain.name
+        self._over = True
+        if what := self.domain.overtaken():
+            raise Overtaken(
+                f"{name} {what} while '{self.title}' ran.", hint="run it again", **self.evidence()
+            ) from error
         if state == "crashed":
             raise GuestPanicked(
                 f"The kernel of {name} panicked while '{self.title}' ran.",
-                hint=f"revert {name}",
+                hint=f"go back with `%vm revert {name}`",
                 **self.evidence(),
             ) from error
-        if state not in ("running", "paused"):
-            raise AgentError(
-                f"{name} is {state}: it was stopped while '{self.title}' ran.", **self.evidence()
+        if state not in ("running", "paused", "asleep"):
+            how = "powered off" if self._powered_off else "was stopped"
+            raise Overtaken(
+                f"{name} {how} while '{self.title}' ran.",
+                hint=f"start it with `%vm start {name}`",
+                **self.evidence(),
             ) from error
-        raise AgentError(
+        raise Overtaken(
             f"'{self.title}' can no longer be followed: {name} was reverted, or its agent restarted, while it ran.",
             hint="run it again",
-            agent_says=error.message,
+            agent_says=error.message if error else None,
             **self.evidence(),
         ) from error
 
@@ -571,6 +705,8 @@ class _Running:
 
     def clean(self) -> None:
         """Close what is open in the guest and remove the files of the command."""
+        if self._over:
+            return
         with contextlib.suppress(AgentError, WrongState):
             for stream in (self.out, self.err):
                 if stream.handle is not None:
@@ -615,7 +751,48 @@ def _title(text: str) -> str:
     return first if len(first) <= 60 else first[:57] + "..."
 
 
-def _run(
+def _run(work: Generator[None, None, CommandResult]) -> CommandResult:
+    """Let a command come to its end."""
+    try:
+        while True:
+            next(work)
+    except StopIteration as end:
+        result: CommandResult = end.value
+        return result
+    finally:
+        work.close()
+
+
+@contextlib.contextmanager
+def _taker(to: Target | None) -> Iterator[Callable[[bytes], object] | None]:
+    """Give what takes the output for a target."""
+    if to is None or callable(to):
+        yield to
+    elif isinstance(to, str | Path):
+        path = Path(to).expanduser()
+        try:
+            # Without a buffer: what cannot be written is known at once.
+            file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise UsageError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+        with file:
+            yield _writer(file)
+    else:
+        yield _writer(to)
+
+
+def _writer(file: io.RawIOBase | io.BufferedIOBase) -> Callable[[bytes], object]:
+    def write(data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            # A file without a buffer takes what it can.
+            left = left[file.write(left) or 0 :]
+
+    return write
+
+
+def _working(
     domain: GuestDomain,
     interpreter: str,
     text: str,
@@ -626,7 +803,9 @@ def _run(
     user: str | None,
     env: Mapping[str, str] | None,
     title: str,
-) -> CommandResult:
+    to: Target | None,
+) -> Generator[None, None, CommandResult]:
+    """Run a command; yield after each look at it. Closed before its end, the command is ended."""
     if "\0" in text:
         raise UsageError("A script cannot contain a NUL character.")
     if user is not None and (not user or user.startswith("-") or any(c in user for c in " \t\n:/'\"$`\\;|&")):
@@ -639,41 +818,55 @@ def _run(
             "env " + " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items()) + " " + interpreter
         )
     data = input.encode() if isinstance(input, str) else input
-    run = _Running(domain, title, on_output)
-    deadline = None if timeout is None else run.begin + timeout
-    done = False
-    try:
+    with domain.events() as events, _taker(to) as take:
+        run = _Running(domain, title, on_output, events, take)
         try:
-            run.start(interpreter, text, user, data)
-        except AgentTimeout as error:
-            raise AgentTimeout(
-                f"The guest agent of {domain.name} does not answer.", hint=NO_AGENT, machine=domain.name
-            ) from error
-        except AgentError as error:
-            raise refused(domain, error, "run commands") from error
-        done = run.follow(deadline)
-        if not done:
+            try:
+                run.start(interpreter, text, user, data)
+            except AgentTimeout as error:
+                raise AgentTimeout(
+                    f"The guest agent of {domain.name} does not answer.", hint=NO_AGENT, machine=domain.name
+                ) from error
+            except AgentError as error:
+                raise refused(domain, error, "run commands") from error
+            # A boot that was waited for is none of the command's time.
+            run.begin = time.monotonic()
+            yield from run.steps(None if timeout is None else run.begin + timeout)
+            if run.status is None:
+                run.end("TERM")
+                raise WaitTimeout(
+                    f"'{title}' on {domain.name} did not end within {seconds(timeout or 0)} and was killed.",
+                    hint="give it a longer time: `timeout=`",
+                    **run.evidence(),
+                )
+        except VMLabError:
+            raise
+        except OSError as error:
+            run.out.ignore()
             run.end("TERM")
-            raise WaitTimeout(
-                f"'{title}' on {domain.name} did not end within {seconds(timeout or 0)} and was killed.",
-                hint="give it a longer timeout, or none (timeout=None)",
-                **run.evidence(),
-            )
-    except KeyboardInterrupt:
-        # It belongs to the command in the guest first. A second one, while that ends, comes through at once.
-        run.end("INT")
-        raise
-    finally:
-        run.clean()
+            raise NoSpace(
+                f"The output of '{title}' on {domain.name} cannot be written: {error.strerror or error}; "
+                "the command was ended.",
+                hint="free some space on this host",
+            ) from error
+        except BaseException as error:
+            # An interrupt belongs to the command in the guest first. A second one, while that ends, comes through at
+            # once. Nor does it go on when nobody takes its output any more.
+            run.end("INT" if isinstance(error, KeyboardInterrupt) else "TERM")
+            raise
+        finally:
+            run.clean()
+    out, err = run.out.text, run.err.text
     return CommandResult(
         machine=domain.name,
         command=title,
         status=run.status if run.status is not None else -1,
-        stdout=run.out.text,
-        stderr=run.err.text,
+        stdout=out,
+        stderr=err,
         elapsed=time.monotonic() - run.begin,
         truncated=run.out.dropped + run.err.dropped,
         calls=run.calls,
+        _bytes=(run.out.data, run.err.data),
     )
 
 
@@ -702,6 +895,7 @@ def execute(
     on_output: OnOutput | None = None,
     user: str | None = None,
     env: Mapping[str, str] | None = None,
+    to: Target | None = None,
 ) -> CommandResult:
     """Run a command in the guest and return how it went, whatever its exit status.
 
@@ -725,42 +919,80 @@ def execute(
         Run as this user, in their home folder. Their login shell's profile is not read.
     env
         More environment variables.
+    to
+        A path on the host, or a file open for bytes: takes what the command writes on its standard output, byte for
+        byte, however much that is. ``stdout`` of the result is empty then.
 
     Raises
     ------
     AgentTimeout
         The agent does not answer.
     AgentError
-        It may not run commands, or the machine was stopped or reverted meanwhile.
+        It may not run commands.
+    Overtaken
+        The guest rebooted or powered off, or the machine was stopped or reverted, before the command had ended.
     WaitTimeout
         The time was up; carries ``stdout``, ``stderr`` and ``elapsed``.
     KeyboardInterrupt
         Passed on after the command got an INT, and three seconds later a KILL if it was still there.
     """
-    line = command if isinstance(command, str) else shlex.join(command)
-    if not isinstance(command, str):
-        return _run(
-            domain,
-            "/bin/sh",
-            "exec " + line,
-            timeout=timeout,
-            input=input,
-            on_output=on_output,
-            user=user,
-            env=env,
-            title=_title(line),
-        )
     return _run(
+        _command(
+            domain, command, timeout=timeout, input=input, on_output=on_output, user=user, env=env, to=to
+        )
+    )
+
+
+def _command(
+    domain: GuestDomain, command: str | Sequence[str], **options: Any
+) -> Generator[None, None, CommandResult]:
+    line = command if isinstance(command, str) else shlex.join(command)
+    text = line if isinstance(command, str) else "exec " + line
+    return _working(domain, "/bin/sh", text, title=_title(line), **options)
+
+
+def stream(
+    domain: GuestDomain,
+    command: str | Sequence[str],
+    *,
+    timeout: float | None = None,
+    input: str | bytes | None = None,
+    user: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Generator[bytes, None, None]:
+    """Run a command in the guest and give what it writes on standard output, piece by piece, however much it is.
+
+    It begins when the first piece is asked for, waits in the guest when nobody asks for more, and is ended when the
+    iterator is closed. Parameters and errors are those of `execute`; by default there is no time limit.
+
+    Raises
+    ------
+    CommandFailed
+        It ended with another exit status than 0; told after the last piece.
+    """
+    pieces: list[bytes] = []
+    work = _command(
         domain,
-        "/bin/sh",
-        line,
+        command,
         timeout=timeout,
         input=input,
-        on_output=on_output,
+        on_output=None,
         user=user,
         env=env,
-        title=_title(line),
+        to=pieces.append,
     )
+    try:
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                yield from pieces
+                end.value.check()
+                return
+            yield from pieces
+            pieces.clear()
+    finally:
+        work.close()
 
 
 def script(
@@ -772,6 +1004,7 @@ def script(
     on_output: OnOutput | None = None,
     user: str | None = None,
     env: Mapping[str, str] | None = None,
+    to: Target | None = None,
 ) -> CommandResult:
     r"""Run a script in the guest and return how it went, whatever its exit status.
 
@@ -781,29 +1014,34 @@ def script(
 
     Examples
     --------
-    >>> script(domain, "#!/usr/bin/python3\nprint(6 * 7)").stdout  # doctest: +SKIP
+    >>> script(domain, "echo $((6 * 7))").stdout
     '42\n'
     """
     return _run(
-        domain,
-        _interpreter(text),
-        text,
-        timeout=timeout,
-        input=input,
-        on_output=on_output,
-        user=user,
-        env=env,
-        title=_title(text),
+        _working(
+            domain,
+            _interpreter(text),
+            text,
+            timeout=timeout,
+            input=input,
+            on_output=on_output,
+            user=user,
+            env=env,
+            title=_title(text),
+            to=to,
+        )
     )
 
 
-def succeed(domain: GuestDomain, *commands: str, timeout: float | None = 60) -> str:
+def succeed(domain: GuestDomain, *commands: str | Sequence[str], timeout: float | None = 60) -> str:
     """Run commands one after the other and return what they wrote on standard output.
 
     Raises
     ------
     CommandFailed
         At the first one with another exit status than 0.
+    OutputTooLarge
+        One of them wrote more than is kept.
     """
     return "".join(execute(domain, command, timeout=timeout).check().stdout for command in commands)
 
@@ -822,14 +1060,17 @@ def wait_for_agent(domain: GuestDomain, timeout: float | None = 300) -> None:
     """
 
     def answers() -> bool:
-        state = domain.state()
-        if state == "crashed":
+        state, said = domain.state(), serial.panic(domain)
+        if state == "crashed" or said:
             raise GuestPanicked(
-                f"The kernel of {domain.name} panicked.", hint=f"revert or restart {domain.name}"
+                f"The kernel of {domain.name} panicked.",
+                hint=f"go back with `%vm revert {domain.name}`, or boot it anew with `%vm start {domain.name}`",
+                panic=said,
             )
-        if state not in ("running", "paused"):
+        if state not in ("running", "paused", "asleep"):
             raise WrongState(
-                f"{domain.name} is {state}; its agent cannot answer.", hint=f"start {domain.name}"
+                f"{domain.name} is {state}; its agent cannot answer.",
+                hint=f"start it with `%vm start {domain.name}`",
             )
         try:
             domain.agent("guest-ping", timeout=2)
@@ -850,6 +1091,6 @@ def wait_for_agent(domain: GuestDomain, timeout: float | None = 300) -> None:
         state = domain.state()
         raise AgentTimeout(
             f"The guest agent of {domain.name} did not answer within {seconds(timeout or 0)}.",
-            hint=f"resume {domain.name}; it is paused" if state == "paused" else NO_AGENT,
+            hint=f"let it go on with `%vm resume {domain.name}`" if state == "paused" else NO_AGENT,
             **error.evidence,
         ) from error

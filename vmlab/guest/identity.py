@@ -10,6 +10,7 @@ import math
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +24,25 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 
 # Prints one line for each thing: "done WHAT VALUE", "failed WHAT WHY" or "same WHAT". $1 host name, $2 machine ID,
-# $3 MAC, $4 the MAC so far. Files and ioctl where possible: hostnamectl and the like go through D-Bus, which takes
-# seconds in an emulated guest. Nothing here may wait for the network.
+# $3 MAC, $4 what the MAC may be so far, $5 a word by which this run is known if there may be another. Files and ioctl
+# where possible: hostnamectl and the like go through D-Bus, which takes seconds in an emulated guest. Nothing here may
+# wait for the network.
 _RENEW = r"""
 say() { printf '%s\n' "$*"; }
-host=$1 id=$2 mac=$3 oldmac=$4
+host=$1 id=$2 mac=$3 oldmacs=$4 mine=$5
+
+# A guest that was caught while it was told something else goes on with that first. What runs is known by the first line
+# of its script, which stands in the environment of whoever started it, before it does anything.
+others() {
+  for f in $(grep -ls 'vmlab-identity ' /proc/[0-9]*/environ 2>/dev/null); do
+    grep -qs "vmlab-identity $mine" "$f" || return 0
+  done
+  grep -qs 'vmlab-dhc[p]' /proc/[0-9]*/cmdline
+}
+if [ -n "$mine" ]; then
+  n=0
+  while others && [ $n -lt 200 ]; do sleep 0.05; n=$((n + 1)); done
+fi
 
 if [ -n "$host" ]; then
   old=$(cat /proc/sys/kernel/hostname)
@@ -82,10 +97,10 @@ if [ -n "$mac" ]; then
   for n in /sys/class/net/*; do
     [ -e "$n/device" ] && [ -r "$n/address" ] || continue
     read -r a <"$n/address"
-    if [ -z "$oldmac" ] || [ "$a" = "$oldmac" ]; then nic=${n##*/}; break; fi
+    case " $oldmacs " in "  " | *" $a "*) nic=${n##*/}; break; esac
   done
   if [ -z "$nic" ]; then
-    say "failed mac no network card${oldmac:+ with $oldmac}"
+    say "failed mac no network card${oldmacs:+ with $oldmacs}"
   elif [ "$a" = "$mac" ]; then
     say "done mac $mac $nic"
   else
@@ -109,12 +124,12 @@ if [ -n "$mac" ]; then
     elif command -v nmcli >/dev/null && [ -d /run/NetworkManager ]; then how="nmcli device reapply $nic"
     elif p=$(pidof udhcpc 2>/dev/null); then
       # Told to renew, it would go on under the MAC that it read when it started.
-      how="kill $p; sleep 0.1; $(tr '\0' ' ' <"/proc/${p%% *}/cmdline")"
+      how="kill $p; sleep 0.1; exec $(tr '\0' ' ' <"/proc/${p%% *}/cmdline")"
     elif p=$(pidof dhcpcd 2>/dev/null); then how="dhcpcd -n $nic"
     elif p=$(pidof dhclient 2>/dev/null); then how="ifdown --force $nic; ifup --force $nic"
     fi
     if [ -n "$how" ]; then
-      ( (eval "$how") </dev/null >/dev/null 2>&1 & )
+      ( (exec /bin/sh -c "$how" vmlab-dhcp) </dev/null >/dev/null 2>&1 & )
       say "done dhcp asked: $how"
     else
       say "same address no DHCP client is running"
@@ -180,7 +195,8 @@ def renew(
     hostname: str | None = None,
     machine_id: bool = True,
     mac: str | None = None,
-    old_mac: str | None = None,
+    old_macs: Sequence[str] = (),
+    after_another: bool = False,
     timeout: float = 20,
 ) -> Identity:
     """Give a forked guest another host name, machine ID and MAC, and let it ask for an address again.
@@ -199,8 +215,11 @@ def renew(
     mac
         The new MAC of the network card, as in ``52:54:00:12:34:56``. The card's state holds the old one, whatever
         QEMU's command line says, so it has to be changed in the guest.
-    old_mac
-        The MAC that the card has now; without it the first card is changed.
+    old_macs
+        One of them the card has now; without any the first card is changed.
+    after_another
+        The guest may have been caught while it was told something else: it comes to the end of that first, which may
+        take as long once more.
     timeout
         Seconds for all of it.
 
@@ -209,7 +228,7 @@ def renew(
     UsageError
         ``mac`` is not the address of a single card.
     """
-    for address in (mac, old_mac):
+    for address in (mac, *old_macs):
         if address is not None and not _MAC.fullmatch(address.lower()):
             raise UsageError(f"'{address}' is not a MAC address.", hint="for example 52:54:00:12:34:56")
     name = re.sub(r"[^A-Za-z0-9-]+", "-", hostname or "").strip("-")[:63].rstrip("-")
@@ -221,9 +240,12 @@ def renew(
         "mac": (mac or "").lower(),
     }
     begin = time.monotonic()
-    words = " ".join(f"'{word}'" for word in [*wanted.values(), (old_mac or "").lower()])
+    mine = uuid.uuid4().hex
+    arguments = [*wanted.values(), " ".join(old_macs).lower(), mine if after_another else ""]
+    words = " ".join(f"'{word}'" for word in arguments)
+    text = f"#!/bin/sh\n# vmlab-identity {mine}\nset -- {words}\n{_RENEW}"
     try:
-        result = script(domain, f"#!/bin/sh\nset -- {words}\n{_RENEW}", timeout=timeout)
+        result = script(domain, text, timeout=timeout * (1 + after_another))
     except AgentError as error:
         why = "the agent does not answer" if isinstance(error, AgentTimeout) else error.message
         failed = {what: why for what, value in wanted.items() if value}

@@ -239,7 +239,7 @@ class Pointer:
 
     Examples
     --------
-    >>> Pointer(domain, machine.screenshot().size).click(100, 200)  # doctest: +SKIP
+    >>> Pointer(domain, machine.screenshot().size).click(100, 200)
     """
 
     def __init__(self, domain: GuestDomain, size: tuple[int, int]) -> None:

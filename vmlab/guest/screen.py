@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
 import io
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image as PillowImage
 
-from vmlab.errors import HypervisorError, UsageError, VMLabError, WrongState
+from vmlab.errors import HypervisorError, UsageError, VMLabError, WaitTimeout, WrongState
 from vmlab.guest import GuestDomain
 from vmlab.guest.wait import until
+from vmlab.render.shown import Shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,10 +60,11 @@ class Difference:
             return "no pixel differs"
         left, top, right, bottom = self.box
         where = f"x {left}..{right - 1}, y {top}..{bottom - 1}"
-        return f"{self.pixels} of {self.total} pixels differ ({self.fraction:.1%}), within {where}"
+        part = f"{self.fraction:.1%}" if self.fraction >= 0.001 else f"{self.fraction * 100:.2g}%"
+        return f"{self.pixels} of {self.total} pixels differ ({part}), within {where}"
 
 
-class Screenshot:
+class Screenshot(Shown):
     """A picture of a guest's screen; a notebook shows it.
 
     Two of them are equal when every pixel is. Make one with `screenshot`, `Screenshot.open` or from PNG bytes.
@@ -73,14 +77,22 @@ class Screenshot:
         The machine's name, if known.
     png
         The same picture as a PNG file, if it is at hand.
+    taken
+        When it was taken, if known.
     """
 
     def __init__(
-        self, image: PillowImage.Image, machine: str | None = None, *, png: bytes | None = None
+        self,
+        image: PillowImage.Image,
+        machine: str | None = None,
+        *,
+        png: bytes | None = None,
+        taken: dt.datetime | None = None,
     ) -> None:
         self._image = image if image.mode == "RGB" else image.convert("RGB")
         self._png = png
         self.machine = machine
+        self.taken = taken
 
     @classmethod
     def open(cls, source: str | Path | bytes) -> Screenshot:
@@ -181,13 +193,13 @@ class Screenshot:
 
     def crop(self, box: tuple[int, int, int, int]) -> Screenshot:
         """Return a part of the picture: ``(left, top, right, bottom)``, right and bottom exclusive."""
-        return Screenshot(self._image.crop(box), self.machine)
+        return Screenshot(self._image.crop(box), self.machine, taken=self.taken)
 
     def thumbnail(self, width: int = 240) -> Screenshot:
         """Return a copy that is at most ``width`` pixels wide."""
         copy = self._image.copy()
         copy.thumbnail((width, width), PillowImage.Resampling.LANCZOS)
-        return Screenshot(copy, self.machine)
+        return Screenshot(copy, self.machine, taken=self.taken)
 
     def save(self, path: str | Path) -> Path:
         """Write the picture to a file; its name's ending decides the format. Return the path.
@@ -219,8 +231,9 @@ class Screenshot:
         of = f" of {self.machine}" if self.machine else ""
         return f"<Screenshot{of} {self.width} x {self.height}, {self.sha256[:12]}>"
 
-    def _repr_png_(self) -> bytes:
-        return self.png
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        # Beside the HTML: it is what GitHub shows.
+        return self.png, {"alt": f"screen of {self.machine}" if self.machine else "screen of a guest"}
 
 
 def screenshot(domain: GuestDomain, folder: Path) -> Screenshot:
@@ -246,17 +259,20 @@ def screenshot(domain: GuestDomain, folder: Path) -> Screenshot:
     )
     # In this order: a QEMU has its number somewhat before libvirt takes it for running.
     pid = domain.pid
-    if domain.state() not in ("running", "paused", "crashed"):
+    if domain.state() not in ("running", "paused", "asleep", "crashed"):
         if pid is not None:
             raise between
-        raise WrongState(f"{domain.name} is off; it has no screen to show.", hint=f"start {domain.name}")
+        raise WrongState(
+            f"{domain.name} is off; it has no screen to show.",
+            hint=f"start it with `%vm start {domain.name}`",
+        )
     path = folder / f".screen-{os.getpid()}-{os.urandom(4).hex()}.ppm"
     try:
         # PPM is written in a few ms; encoding PNG would hold QEMU's main loop, and with it the guest's devices.
         domain.qmp("screendump", filename=str(path))
         with PillowImage.open(path) as image:
             image.load()
-            return Screenshot(image, domain.name)
+            return Screenshot(image, domain.name, taken=dt.datetime.now().astimezone())
     except (HypervisorError, WrongState, OSError) as error:
         # What is told of a QEMU that is not there any more does not help anybody.
         if pid is None or domain.pid != pid:
@@ -269,7 +285,7 @@ def screenshot(domain: GuestDomain, folder: Path) -> Screenshot:
             ) from error
         if "no QemuConsole" in str(error) or "no console" in str(error).lower() or "no surface" in str(error):
             raise WrongState(
-                f"{domain.name} has no screen.", hint="create it with video, or use the serial line"
+                f"{domain.name} has no screen.", hint="create it with `video=`, or use the serial line"
             ) from error
         raise HypervisorError(
             f"QEMU could not take a picture of {domain.name}.", qemu_says=error.message, folder=str(folder)
@@ -288,6 +304,7 @@ def wait_for_screen(
     timeout: float | None = 60,
     interval: float = 0.25,
     tolerance: float = 0.0,
+    area: tuple[int, int, int, int] | None = None,
     blank: bool = False,
 ) -> Screenshot:
     """Wait for something on the screen and return the picture that shows it.
@@ -310,43 +327,52 @@ def wait_for_screen(
     tolerance
         The part of the pixels, 0 to 1, that may differ from the picture or between two looks at a "still" screen (a
         blinking cursor, a clock).
+    area
+        Look at this part alone: ``(left, top, right, bottom)`` in pixels, right and bottom exclusive.
     blank
         Whether a screen of one single colour counts as still; by default it means that nothing is drawn yet.
 
     Raises
     ------
     WaitTimeout
-        Carries ``last``: what was seen. Its ``screen`` attribute is the last picture.
+        Carries ``last``: what was seen, and how much changed. Its ``screen`` attribute is the last picture.
     WrongState
         The machine is off, or has no screen.
     """
     wanted = Screenshot.open(until_what) if isinstance(until_what, str | Path) else until_what
+    if isinstance(wanted, Screenshot):
+        wanted = _part(wanted, area)
     before: Screenshot | None = None
+    change: Difference | None = None
     since = time.monotonic()
     last: Screenshot | None = None
 
     def look() -> Screenshot | None:
-        nonlocal before, since, last
-        last = now = screenshot(domain, folder)
+        nonlocal before, since, last, change
+        last = screenshot(domain, folder)
+        now = _part(last, area)
         if isinstance(wanted, Screenshot):
-            return now if now.diff(wanted, 8 if tolerance else 0).fraction <= tolerance else None
+            return last if now.diff(wanted, 8 if tolerance else 0).fraction <= tolerance else None
         if wanted is not None:
-            return now if wanted(now) else None
+            return last if wanted(now) else None
         moment = time.monotonic()
-        if before is None or now.diff(before).fraction > tolerance or (now.blank and not blank):
-            before, since = now, moment
+        found = now.diff(before) if before is not None else None
+        if found is None or found.fraction > tolerance or (now.blank and not blank):
+            before, since, change = now, moment, found or change
             return None
-        return now if moment - since >= settle else None
+        return last if moment - since >= settle else None
 
     def seen() -> str:
         if last is None:
             return ""
         if isinstance(wanted, Screenshot):
-            return f"{last!r}: {last.diff(wanted)}"
+            return f"{last!r}: {_part(last, area).diff(wanted)}"
         if wanted is not None:
             return repr(last)
         return f"{last!r}, " + (
-            "all one colour" if last.blank else f"last changed {time.monotonic() - since:.1f} s ago"
+            "all one colour"
+            if last.blank
+            else f"last changed {time.monotonic() - since:.1f} s ago" + (f": {change}" if change else "")
         )
 
     what = (
@@ -365,13 +391,40 @@ def wait_for_screen(
                 interval,
                 evidence=seen,
                 machine=domain.name,
-                hint="look at it: screenshot",
             )
             or _never()
         )
     except VMLabError as error:
-        error.screen = last  # type: ignore[attr-defined]  # shown by notebooks beside the message
+        if isinstance(error, WaitTimeout):
+            error.hint = (
+                _advice(change)
+                if wanted is None and change
+                else f"look at it: `%vm screenshot {domain.name}`"
+            )
+        error.screen = last
         raise
+
+
+def _part(shot: Screenshot, area: tuple[int, int, int, int] | None) -> Screenshot:
+    """Return what is looked at of a picture."""
+    if area is None:
+        return shot
+    left, top, right, bottom = area
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise UsageError(
+            f"{area} is no part of a screen.",
+            hint="it is (left, top, right, bottom), for example (0, 0, 640, 400)",
+        )
+    return shot.crop(area)
+
+
+def _advice(change: Difference) -> str:
+    """Return what to do about a screen that goes on changing so much."""
+    enough = math.ceil(change.fraction * 1.2 * 1e4) / 1e4
+    return (
+        f"where something always changes (a cursor, a clock), let that much pass: tolerance={enough:g} "
+        f"(`--tolerance {enough * 100:g}%`), or look at a part without it: area= (`--area`)"
+    )
 
 
 def _never() -> Screenshot:

@@ -7,6 +7,7 @@ disturbs nobody who has the line open.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from vmlab.errors import UsageError, VMLabError, WrongState
 from vmlab.guest import GuestDomain, SerialStream
 from vmlab.guest.wait import until
 
-__all__ = ["SerialLog", "Typist", "read", "send", "strip_ansi", "wait_for"]
+__all__ = ["SerialLog", "Typist", "panic", "read", "send", "strip_ansi", "wait_for"]
 
 #: Bytes of the log that are looked at when lines are asked for from its end.
 TAIL = 1 << 16
@@ -39,6 +40,11 @@ _ANSI = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# What Linux writes when it panics, and the last that it writes before it stops for good (``kernel/panic.c``).
+_PANIC = re.compile(r"Kernel panic - not syncing[^\n]*")
+_PANICKED = re.compile(r"end Kernel panic - not syncing[^\n]*\s*\Z")
+#: Lines of the log that a panic's words are looked for in: a dump of the stack follows them.
+DUMP = 200
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BACKSPACE = re.compile(r"[^\n\x08]\x08(?: \x08)?")
 
@@ -165,12 +171,12 @@ class SerialLog:
 
         def look() -> re.Match[str] | None:
             # The state is read first: what the guest wrote before it went off is in the log by then.
-            off = self._state is not None and self._state() not in ("running", "paused")
+            off = self._state is not None and self._state() not in ("running", "paused", "asleep")
             match = expression.search(self.text(since=since))
             if match is None and off:
                 raise WrongState(
                     f"{self.machine} is off and did not write '{pattern}' on its serial line.",
-                    hint=f"start {self.machine}",
+                    hint=f"start it with `%vm start {self.machine}`",
                     last=self.text(12, since=since),
                 )
             return match
@@ -283,8 +289,11 @@ def send(
         The machine is off, or was reverted or stopped meanwhile.
     """
     data = text if isinstance(text, bytes) else text.replace("\r\n", "\n").replace("\n", "\r").encode()
-    if domain.state() not in ("running", "paused"):
-        raise WrongState(f"{domain.name} is off; nobody reads its serial line.", hint=f"start {domain.name}")
+    if domain.state() not in ("running", "paused", "asleep"):
+        raise WrongState(
+            f"{domain.name} is off; nobody reads its serial line.",
+            hint=f"start it with `%vm start {domain.name}`",
+        )
     stream = (open_serial or domain.open_serial)()
     try:
         heard = False
@@ -329,3 +338,28 @@ def wait_for(
 ) -> re.Match[str]:
     """Wait until the serial line shows a regular expression; see `SerialLog.wait_for`."""
     return SerialLog.of(domain).wait_for(pattern, timeout, since=since)
+
+
+def panic(domain: GuestDomain) -> str | None:
+    """Return the words with which the guest's kernel has panicked, if it wrote them on its serial line last.
+
+    That is so also where the guest cannot tell QEMU of a panic: it has no driver for that, or not yet.
+    """
+    log = SerialLog.of(domain)
+    text, pid = log.text(DUMP), domain.pid
+    words = _PANIC.findall(_PANICKED.sub("", text))
+    if not words or pid is None:
+        return None
+    try:
+        # The log goes on from boot to boot; what an earlier one said last does not count.
+        dead = _PANICKED.search(text) is not None and log.path.stat().st_mtime > _started(pid)
+    except OSError:  # it has just ended
+        return None
+    return words[-1] if dead or domain.state() == "crashed" else None
+
+
+def _started(pid: int) -> float:
+    """Return when a process was started, in seconds since the epoch."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age

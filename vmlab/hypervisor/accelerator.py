@@ -25,7 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vmlab import private
 from vmlab.hypervisor.account import Account, account, find_program
+from vmlab.hypervisor.host import boot_id
 
 __all__ = ["QEMU", "Verdict", "best_accelerator", "cpu_flags", "probe", "verdict"]
 
@@ -184,13 +186,10 @@ def probe(who: Account, accelerator: str, *, device: Path = Path("/dev/kvm")) ->
     """Run the probe guest; return the letters it printed (see :data:`STEPS`) and QEMU's first complaint."""
     if accelerator == "kvm" and device != Path("/dev/kvm"):
         accelerator += f",device={device}"
-    # In /tmp and readable by all, so that the account can read what root wrote. Nothing in it is secret.
-    with tempfile.TemporaryDirectory(prefix="vmlab-probe-") as folder:
-        image, letters, errors = (Path(folder, name) for name in ("probe", "letters", "errors"))
-        image.write_bytes(_IMAGE)
-        letters.touch()
-        Path(folder).chmod(0o755)
-        who.own(letters)
+    with who.temporary_folder("vmlab-probe-") as folder:
+        image, letters, errors = (folder / name for name in ("probe", "letters", "errors"))
+        private.write(image, _IMAGE)
+        private.write(letters, b"")
         argv = [
             find_program(QEMU) or QEMU,
             *(
@@ -209,7 +208,7 @@ def probe(who: Account, accelerator: str, *, device: Path = Path("/dev/kvm")) ->
             *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
         ]
         status: int | None = None
-        with errors.open("wb") as log:
+        with private.create(errors) as log:
             try:
                 process = who.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             except OSError as error:
@@ -241,7 +240,7 @@ def _key(who: Account, device: Path, info: os.stat_result) -> dict[str, Any]:
     """Everything that, when it changes, can change the verdict."""
     boot = ""
     with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = boot_id()
     program = find_program(QEMU)
     return {
         "boot": boot,
@@ -265,11 +264,8 @@ def _write_cache(who: Account, key: dict[str, Any], found: Verdict) -> None:
     # A cache that cannot be written costs time, nothing else.
     with contextlib.suppress(OSError):
         who.make_dir(who.cache_dir)
-        file = who.cache_dir / "accelerator.json"
-        new = file.with_name(f".accelerator-{os.getpid()}.json")
-        new.write_text(json.dumps({"key": key, "verdict": asdict(found)}, indent=1), encoding="utf-8")
-        who.own(new)
-        new.replace(file)
+        text = json.dumps({"key": key, "verdict": asdict(found)}, indent=1)
+        private.replace(who.cache_dir / "accelerator.json", text)
 
 
 def _assemble() -> bytes:

@@ -22,13 +22,15 @@ import shutil
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vmlab import private
 from vmlab.errors import HostError
 
 __all__ = ["SERVICE_ACCOUNT", "Account", "account", "ensure_daemon", "find_program"]
@@ -47,6 +49,11 @@ SOCKET_PATH_MAX = 107
 
 #: Daemons that can manage QEMU, with the name of their socket. One that answers is preferred, then the first installed.
 _DAEMONS = (("libvirtd", "libvirt-sock"), ("virtqemud", "virtqemud-sock"))
+
+#: What programs may see of our environment.
+_PASSED_ON = re.compile(
+    r"HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|XDG_\w+|LIBVIRT_\w+|VMLAB_\w+"
+)
 
 _SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
@@ -105,6 +112,11 @@ class Account:
         """Folder of images, machines and snapshots, if nobody names another: ``$VMLAB_HOME`` or the usual place."""
         if named := os.environ.get("VMLAB_HOME"):
             return Path(named).expanduser().absolute()
+        return self.usual_store
+
+    @property
+    def usual_store(self) -> Path:
+        """The account's first store: where it is unless somebody names another."""
         if self.is_service:
             return self.home / "store"
         return _xdg("XDG_DATA_HOME", self.home / ".local" / "share") / "vmlab"
@@ -115,12 +127,16 @@ class Account:
         return self.runtime_dir / "vmlab-libvirtd.log"
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the environment for a program that runs as this account: ours, with its folders in it."""
-        env = dict(os.environ)
+        """Return the environment for a program that runs as this account: what it needs of ours, with its folders.
+
+        Not all of ours: there may be tokens and passwords in it, which libvirt's daemon, for as long as it lives, and a
+        guest's QEMU have no use for.
+        """
+        env = {key: value for key, value in os.environ.items() if _PASSED_ON.fullmatch(key)}
         env["PATH"] = _search_path()
         if self.is_service:
-            for key in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "MAIL"):
-                env.pop(key, None)
+            for key in [key for key in env if key.startswith("XDG_")]:
+                del env[key]
             env |= {"HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "SHELL": "/bin/sh"}
         env["XDG_RUNTIME_DIR"] = str(self.runtime_dir)
         return env | dict(extra or {})
@@ -140,6 +156,8 @@ class Account:
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         options = dict(options)
         options["env"] = self.environment(options.get("env"))
+        # What it writes is for this account alone.
+        options.setdefault("umask", 0o077)
         if self.is_service:
             # Python's own setuid in the child instead of runuser(1): no process in between, so that a signal or a
             # timeout reaches the program itself.
@@ -150,6 +168,12 @@ class Account:
             }
             options.setdefault("cwd", self.home)
         return options
+
+    def put_right(
+        self, path: str | os.PathLike[str], mode: Callable[[Path], int] = lambda _: private.FILE
+    ) -> int:
+        """Close a folder and all in it to other accounts (:func:`vmlab.private.put_right`)."""
+        return private.put_right(Path(path), mode, (self.uid, self.gid))
 
     def own(self, path: str | os.PathLike[str], *, recursive: bool = False) -> Path:
         """Give a file or folder that we made to this account (for an ordinary user it is), and return its path."""
@@ -162,16 +186,35 @@ class Account:
                         os.chown(Path(folder, name), self.uid, self.gid, follow_symlinks=False)
         return path
 
-    def make_dir(self, path: str | os.PathLike[str], mode: int = 0o755) -> Path:
-        """Make a folder with the missing ones above it, all of them this account's, and return it."""
-        path = Path(path)
-        missing = [p for p in (path, *path.parents) if not p.exists()]
-        for folder in reversed(missing):
-            # Another process may be making the same one.
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=mode)
-                self.own(folder)
-        return path
+    def make_dir(self, path: str | os.PathLike[str]) -> Path:
+        """Make a folder with the missing ones above it, all of them this account's alone, and return it."""
+        return private.folders(Path(path), (self.uid, self.gid) if self.is_service else None)
+
+    @contextlib.contextmanager
+    def temporary_folder(self, prefix: str) -> Iterator[Path]:
+        """Give a folder of this account's alone; it is gone after the block."""
+        with tempfile.TemporaryDirectory(prefix=prefix) as name:
+            yield self.own(name)
+
+    def close(self) -> None:
+        """Close to other accounts what libvirt and we keep outside the store, where somebody left it open.
+
+        libvirt makes its folders as the umask says, and QEMU's sockets (screen, agent, monitor) for the whole group.
+        """
+        folders = [self.runtime_dir / "libvirt", self.cache_dir]
+        if self.is_service:
+            folders.append(self.home)
+        else:
+            cache, config = _xdg("XDG_CACHE_HOME", self.home / ".cache"), self._config_dir
+            folders += [cache / "libvirt", config / "libvirt"]
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                if folder.lstat().st_uid == self.uid:
+                    private.set_mode(folder, private.FOLDER)
+
+    @property
+    def _config_dir(self) -> Path:
+        return self.home / ".config" if self.is_service else _xdg("XDG_CONFIG_HOME", self.home / ".config")
 
 
 def _xdg(variable: str, default: Path) -> Path:
@@ -264,6 +307,7 @@ def ensure_daemon(who: Account | None = None) -> None:
         It is not installed, or does not come up; with the last lines of its log.
     """
     who = who or account()
+    who.close()
     if _answers(who.socket):
         return
     program = next((find_program(p) for p, file in _DAEMONS if file == who.socket.name), None)
@@ -277,7 +321,7 @@ def ensure_daemon(who: Account | None = None) -> None:
             hint="set XDG_RUNTIME_DIR to a folder with a shorter path",
             socket=who.socket,
         )
-    who.make_dir(who.runtime_dir, 0o700)
+    who.make_dir(who.runtime_dir)
     with _locked(who.runtime_dir / "vmlab-libvirtd.lock"):
         if not _answers(who.socket):
             _start(who, program)
@@ -286,7 +330,7 @@ def ensure_daemon(who: Account | None = None) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # No O_TRUNC and no unlink: the file only carries the lock.
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
+    with open(private.lock_file(path), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -300,13 +344,11 @@ def _allow_no_core_dumps(who: Account) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     if hard == resource.RLIM_INFINITY:
         return
-    folder = who.home / ".config" if who.is_service else _xdg("XDG_CONFIG_HOME", who.home / ".config")
-    config = folder / "libvirt" / "qemu.conf"
+    config = who._config_dir / "libvirt" / "qemu.conf"
     if not config.exists():
-        who.make_dir(config.parent, 0o700)
+        who.make_dir(config.parent)
         why = "# Written by vmlab: core dumps are not allowed here, and libvirt asks for them by default."
-        config.write_text(f"{why}\nmax_core = 0\n")
-        who.own(config)
+        private.replace(config, f"{why}\nmax_core = 0\n")
     elif not re.search(r"^\s*max_core\s*=", config.read_text(), re.MULTILINE):
         raise HostError(
             "libvirt asks for core dumps of guests, which this session may not have (ulimit -Hc), so none would start.",
@@ -321,7 +363,9 @@ def _start(who: Account, program: str) -> None:
     if tini := find_program("tini"):
         argv = [tini, "-s", "--", *argv]
     with contextlib.suppress(FileNotFoundError):
-        who.log.replace(who.log.with_suffix(".log.old"))
+        old = who.log.with_suffix(".log.old")
+        who.log.replace(old)
+        private.set_mode(old, private.FILE)
     env = {
         # Warnings and errors into our file, also where libvirt would choose the journal.
         "LIBVIRT_LOG_OUTPUTS": "3:stderr",
@@ -329,8 +373,7 @@ def _start(who: Account, program: str) -> None:
         # goes on; who wants it stopped says so.
         "DBUS_SESSION_BUS_ADDRESS": "disabled:",
     }
-    with who.log.open("wb") as log:
-        who.own(who.log)
+    with private.create(who.log) as log:
         process = who.popen(
             argv,
             env=env,
@@ -358,7 +401,7 @@ def _start(who: Account, program: str) -> None:
             if ended is not None
             else f"does not answer after {START_TIMEOUT:.0f} s."
         ),
-        hint="`vmlab doctor` shows what is missing",
+        hint="`%vm doctor` shows what is missing",
         command=" ".join(argv),
         log=_tail(who.log),
     )

@@ -87,7 +87,7 @@ def _open(account: accounts.Account) -> libvirt.virConnect:
             if attempt == OPEN_TRIES:
                 raise HypervisorError(
                     "libvirt cannot be reached.",
-                    hint="`vmlab doctor` shows what is missing",
+                    hint="`%vm doctor` shows what is missing",
                     libvirt=str(error),
                 ) from error
             time.sleep(0.1 * attempt)

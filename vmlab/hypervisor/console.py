@@ -1,4 +1,4 @@
-"""What the Jupyter server and the gateway both have to know of consoles: where a screen is, and why there is none."""
+"""What the Jupyter server and the web console both know of consoles: where a screen is, and why there is none."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def close_code(error: VMLabError) -> int:
 
 def lives(state: str) -> bool:
     """Whether a machine in that state has a QEMU, and with it what it shows."""
-    return state in ("running", "paused", "crashed")
+    return state in ("running", "paused", "asleep", "crashed")
 
 
 def screen_socket(domain: Domain, state: str) -> Path:

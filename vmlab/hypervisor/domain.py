@@ -8,6 +8,7 @@ import os
 import queue
 import select
 import signal
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -21,27 +22,21 @@ import libvirt_qemu
 from vmlab.errors import AgentError, AgentTimeout, HypervisorError, WrongState
 from vmlab.hypervisor import domain_xml
 from vmlab.hypervisor.account import Account
+from vmlab.hypervisor.condition import DISK_FULL, IO_ERROR, STATES, Condition, judge
 from vmlab.hypervisor.connection import connect, lost, translated
-
-_STATES = {
-    libvirt.VIR_DOMAIN_NOSTATE: "off",
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "running",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTOFF: "off",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_PMSUSPENDED: "paused",
-}
-
 
 T = TypeVar("T")
 
 #: The most seconds to wait for libvirt to connect to a guest's agent.
 CONNECT_SECONDS = 4
-
+#: Seconds that libvirt waits for an agent to say that it listens, before it sends it the first command.
+SYNC_SECONDS = 5
 
 #: Seconds that a QEMU whose guest has powered off may take to end.
 ENDING_TIMEOUT = 10.0
+#: Seconds within which QEMU finds out that what it could not write still cannot be written, and libvirt hears of it:
+#: QEMU (10.0) sends no more than one BLOCK_IO_ERROR a second, so the last one may come that much later.
+RETRY_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -56,13 +51,13 @@ class Event:
 class Events:
     """The events of one guest since this was opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
-    def _add(
-        self, _connection: object, _domain: object, name: str, seconds: int, micros: int, data: str, _: object
-    ) -> None:
-        self._queue.put(Event(name, seconds + micros / 1e6, json.loads(data) if data else {}))
+    def add(self, event: Event) -> None:
+        """Take an event of the guest."""
+        self._queue.put(event)
 
     def next(self, timeout: float) -> Event | None:
         """Return the next event, or None if none comes within ``timeout`` seconds."""
@@ -70,6 +65,54 @@ class Events:
             return self._queue.get(timeout=max(timeout, 0))
         except queue.Empty:
             return None
+
+
+class _Ear:
+    """Hears the events of all guests of a connection, for all who listen: libvirt takes a callback only once."""
+
+    def __init__(self, connection: libvirt.virConnect) -> None:
+        self.connection = connection
+        self.listeners: list[Events] = []
+        self.handle = libvirt_qemu.qemuMonitorEventRegister(connection, None, None, self._heard, None)
+
+    def _heard(
+        self,
+        _connection: object,
+        domain: libvirt.virDomain,
+        event: str,
+        seconds: int,
+        micros: int,
+        data: str,
+        _: object,
+    ) -> None:
+        name = domain.name()
+        # Without the lock, which somebody who deregisters may hold.
+        for listener in tuple(self.listeners):
+            if listener.name == name:
+                listener.add(Event(event, seconds + micros / 1e6, json.loads(data) if data else {}))
+
+
+_ears: list[_Ear] = []
+_ears_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _listening(connection: libvirt.virConnect, listener: Events) -> Iterator[None]:
+    with _ears_lock:
+        ear = next((ear for ear in _ears if ear.connection is connection), None)
+        if ear is None:
+            ear = _Ear(connection)
+            _ears.append(ear)
+        ear.listeners.append(listener)
+    try:
+        yield
+    finally:
+        with _ears_lock:
+            ear.listeners.remove(listener)
+            if not ear.listeners:
+                _ears.remove(ear)
+                with contextlib.suppress(libvirt.libvirtError):
+                    libvirt_qemu.qemuMonitorEventDeregister(connection, ear.handle)
 
 
 class Domain:
@@ -83,10 +126,15 @@ class Domain:
         The machine's name.
     serial_log
         The file that its serial line is logged to.
+    known_as
+        What libvirt knows it as, if that is not its name.
     """
 
-    def __init__(self, account: Account, name: str, serial_log: Path) -> None:
+    def __init__(self, account: Account, name: str, serial_log: Path, known_as: str | None = None) -> None:
         self.account, self.name, self.serial_log = account, name, serial_log
+        self.known_as = known_as or name
+        #: Whether this object has ended its QEMU.
+        self.ended = False
 
     def __repr__(self) -> str:
         return f"Domain({self.name!r})"
@@ -94,7 +142,7 @@ class Domain:
     def _find(self) -> libvirt.virDomain:
         for attempt in range(2):
             try:
-                return connect(self.account).lookupByName(self.name)
+                return connect(self.account).lookupByName(self.known_as)
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     break
@@ -122,36 +170,39 @@ class Domain:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def state(self) -> str:
-        """Return ``running``, ``paused``, ``crashed`` or ``off``."""
+        """Return ``running``, ``paused``, ``asleep``, ``crashed`` or ``off``."""
+        return self.condition().state
+
+    def condition(self) -> Condition:
+        """Return what it is doing, and why."""
+        doing = f"tell the state of {self.name}"
         try:
-            with translated(f"tell the state of {self.name}"):
-                return self._state_now()
+            with translated(doing):
+                return self._condition_now()
         except WrongState:
-            return "off"
+            return Condition("off")
         except HypervisorError:
             # The domain ended between the two calls, or libvirtd was restarted: the second try tells.
             try:
-                with translated(f"tell the state of {self.name}"):
-                    return self._state_now()
+                with translated(doing):
+                    return self._condition_now()
             except WrongState:
-                return "off"
+                return Condition("off")
 
-    def _state_now(self) -> str:
+    def _condition_now(self) -> Condition:
         end = time.monotonic() + ENDING_TIMEOUT
         while True:
-            state = self._find().state()[0]
+            domain = self._find()
+            state, reason = domain.state()
             # The guest has powered off, and QEMU is still closing its disks: not off before it has.
-            if state != libvirt.VIR_DOMAIN_SHUTDOWN or time.monotonic() > end:
-                return _STATES.get(state, "running" if state == libvirt.VIR_DOMAIN_SHUTDOWN else "off")
-            time.sleep(0.01)
-
-    @property
-    def disk_full(self) -> bool:
-        """Whether QEMU stopped it because what it writes to its disk could not be written."""
-        with contextlib.suppress(WrongState), translated(f"tell the state of {self.name}"):
-            state, reason = self._find().state()
-            return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
-        return False
+            if state == libvirt.VIR_DOMAIN_SHUTDOWN and time.monotonic() < end:
+                time.sleep(0.01)
+                continue
+            status = io = None
+            if state == libvirt.VIR_DOMAIN_PAUSED:
+                # Only QEMU knows why, and whether it is more than that.
+                status, io = _asked_why(domain)
+            return judge(state, reason, status, io)
 
     def is_running(self) -> bool:
         """Whether its CPUs run now."""
@@ -194,6 +245,7 @@ class Domain:
 
     def destroy(self) -> None:
         """End QEMU at once; no harm if it has ended already."""
+        self.ended = True
         with contextlib.suppress(WrongState):
             domain = self._find()
             try:
@@ -212,6 +264,7 @@ class Domain:
 
         libvirt notices some tenths of a second later, which `destroy` waits for.
         """
+        self.ended = True
         pid = self.pid
         if pid is not None:
             with contextlib.suppress(OSError):
@@ -231,15 +284,86 @@ class Domain:
         with translated(f"ask {self.name} to shut down"):
             self._find().shutdown()
 
+    def reboot(self) -> None:
+        """Ask the guest to restart, through its agent.
+
+        Raises
+        ------
+        AgentTimeout
+            The agent is not there, or does not answer.
+        """
+        self._ask_to_restart(libvirt.VIR_DOMAIN_REBOOT_GUEST_AGENT)
+
+    def reboot_by_button(self) -> None:
+        """Press the guest's power button, and let it start again instead of ending it once it has powered off."""
+        self._ask_to_restart(libvirt.VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)
+
+    def _ask_to_restart(self, how: int) -> None:
+        with self._running(f"ask {self.name} to restart"):
+            try:
+                _in_sync(lambda: self._find().reboot(how))
+            except libvirt.libvirtError as error:
+                if _no_answer(error):
+                    raise AgentTimeout(
+                        f"The guest agent of {self.name} does not answer.", libvirt=str(error)
+                    ) from error
+                raise
+
+    def reset(self) -> None:
+        """Begin anew at once, as a reset button does; what the guest had not written to its disk is lost."""
+        with self._running(f"reset {self.name}"):
+            self._find().reset()
+
     def pause(self) -> None:
         """Stop its CPUs."""
         with self._running(f"pause {self.name}"):
             self._find().suspend()
 
     def resume(self) -> None:
-        """Let its CPUs run."""
+        """Let its CPUs run; a guest that sleeps is woken.
+
+        Raises
+        ------
+        WrongState
+            It stopped again at once: what had stopped it is still so.
+        """
+        before = self.condition()
+        if before.state == "asleep":
+            self.qmp("system_wakeup")
+            return
         with self._running(f"resume {self.name}"):
             self._find().resume()
+        if before.why in (DISK_FULL, IO_ERROR):
+            # QEMU now tries again what had failed.
+            self._went_on(before)
+
+    def go(self) -> None:
+        """Let a guest run that has just been loaded, and stands still for no other reason."""
+        with self._running(f"resume {self.name}"):
+            self._find().resume()
+
+    def _went_on(self, before: Condition) -> None:
+        """Wait for a moment, and refuse if QEMU has stopped the guest again for what it was stopped for before."""
+        end = time.monotonic() + RETRY_SECONDS
+        while time.monotonic() < end:
+            time.sleep(0.05)
+            domain = self._find()
+            if domain.state()[0] != libvirt.VIR_DOMAIN_PAUSED:
+                continue
+            status, _ = _asked_why(domain)
+            if status == "running":
+                # That event came late: libvirt takes it for a new stop, and would stay at that. It believes a RESUME
+                # event alone, which QEMU sends only when it was stopped.
+                self.qmp("stop")
+                with self._running(f"resume {self.name}"):
+                    domain.resume()
+                return
+            now = self.condition()
+            if now.state == "paused":
+                raise WrongState(
+                    f"{self.name} stopped again at once: {now.why or before.why}.",
+                    hint=(now if now.why else before).way_out(self.name),
+                )
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
@@ -265,13 +389,20 @@ class Domain:
         return Path(path) if path else None
 
     @property
+    def _pid_file(self) -> Path:
+        return self.account.runtime_dir / "libvirt" / "qemu" / "run" / f"{self.known_as}.pid"
+
+    def has_died(self) -> bool:
+        """Whether its QEMU is gone, and libvirt does not know it yet."""
+        return self._pid_file.exists() and self.pid is None and self.is_active()
+
+    @property
     def pid(self) -> int | None:
         """The process number of its QEMU."""
-        path = self.account.runtime_dir / "libvirt" / "qemu" / "run" / f"{self.name}.pid"
         with contextlib.suppress(OSError, ValueError):
-            pid = int(path.read_text())
+            pid = int(self._pid_file.read_text())
             # The file outlives a QEMU that was killed while libvirtd was away.
-            if f"guest={self.name}," in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
+            if f"guest={self.known_as}," in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
                 return pid
         return None
 
@@ -284,6 +415,21 @@ class Domain:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return 0.0
+
+    @property
+    def age(self) -> float:
+        """Seconds since its QEMU was started; 0 if there is none."""
+        pid = self.pid
+        if pid is None:
+            return 0.0
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    def overtaken(self) -> str | None:
+        """Return what was done to the machine meanwhile; None: nothing is known here of others."""
+        return None
 
     # -- monitor -------------------------------------------------------------------------------------------------
 
@@ -317,17 +463,12 @@ class Domain:
     @contextlib.contextmanager
     def events(self) -> Iterator[Events]:
         """Collect the events of its monitor while the block runs."""
-        found = Events()
-        with translated(f"watch {self.name}"):
-            # The connection that found it: the one before may have gone with libvirtd.
-            domain = self._find()
-            connection = domain.connect()
-            handle = libvirt_qemu.qemuMonitorEventRegister(connection, domain, None, found._add, None)
-        try:
+        found = Events(self.known_as)
+        with contextlib.ExitStack() as stack:
+            with translated(f"watch {self.name}"):
+                # The connection that found it: the one before may have gone with libvirtd.
+                stack.enter_context(_listening(self._find().connect(), found))
             yield found
-        finally:
-            with contextlib.suppress(libvirt.libvirtError):
-                libvirt_qemu.qemuMonitorEventDeregister(connection, handle)
 
     def switch_disks(self, layers: dict[str, Path]) -> None:
         """Put existing empty layers over its disks, all at one instant, so that libvirt's XML knows them."""
@@ -339,6 +480,37 @@ class Domain:
         )
         with self._running(f"switch the disks of {self.name}"):
             self._find().snapshotCreateXML(domain_xml.disk_snapshot(layers), flags)
+
+    def pull(self, target: str, base: Path) -> None:
+        """Copy into the file that a disk writes to all that lies between it and ``base``; then it stands on that.
+
+        The guest runs on, or stays paused, in the same QEMU.
+
+        Raises
+        ------
+        HypervisorError
+            It could not be copied: the disk stands on what it stood on.
+        """
+        with self._running(f"make the disk {target} of {self.name} stand on fewer files"):
+            domain = self._find()
+            # Relative, as all names of files in the store's disks.
+            domain.blockRebase(target, str(base), 0, libvirt.VIR_DOMAIN_BLOCK_REBASE_RELATIVE)
+            try:
+                while domain.blockJobInfo(target):
+                    time.sleep(0.02)
+            except BaseException:
+                with contextlib.suppress(libvirt.libvirtError):
+                    domain.blockJobAbort(target)
+                raise
+        if domain_xml.disk_chains(self.xml())[target][1] != base:
+            raise HypervisorError(f"QEMU could not copy the lower files of the disk {target} of {self.name}.")
+
+    def end_pulls(self) -> None:
+        """End what :meth:`pull` of a process that died has left to be done; the disks are right either way."""
+        domain = self._find()
+        for target in domain_xml.disk_chains(self.xml()):
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.blockJobAbort(target)
 
     # -- agent and serial line -----------------------------------------------------------------------------------
 
@@ -356,20 +528,21 @@ class Domain:
         if arguments:
             command["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
         try:
-            text = self._ask_agent(json.dumps(command), timeout)
+            # Who has less patience than libvirt itself asks again as they like.
+            again = timeout >= SYNC_SECONDS
+            text = _in_sync(lambda: self._ask_agent(json.dumps(command), timeout), again=again)
         except libvirt.libvirtError as error:
             code = error.get_error_code()
-            if code in (
-                libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
-                libvirt.VIR_ERR_AGENT_UNSYNCED,
-                libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT,
-            ):
-                raise AgentTimeout(
+            if _no_answer(error):
+                silent = AgentTimeout(
                     f"The guest agent of {self.name} does not answer.",
                     hint="is it still booting? `%vm wait NAME --agent` waits for it; without an agent, "
                     "screenshot, keys and the serial line still work",
                     libvirt=str(error),
-                ) from error
+                )
+                # Before each command libvirt asks whether the agent is there; this is said of the command itself.
+                silent.sent = code == libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT
+                raise silent from error
             if code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                 raise self._standing() from error
             if code in (libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED):
@@ -378,9 +551,9 @@ class Domain:
                     hint="screenshot, keys and the serial line work without one",
                     libvirt=str(error),
                 ) from error
-            raise AgentError(
-                f"The guest agent of {self.name} refused {execute}.", agent=str(error)
-            ) from error
+            refusal = AgentError(f"The guest agent of {self.name} refused {execute}.", agent=str(error))
+            refusal.answered = code == libvirt.VIR_ERR_AGENT_COMMAND_FAILED
+            raise refusal from error
         return json.loads(text).get("return")
 
     def _ask_agent(self, command: str, timeout: int) -> str:
@@ -398,20 +571,8 @@ class Domain:
 
     def _standing(self) -> WrongState:
         """Return the error for what only a running guest can do."""
-        state = self.state()
-        if state == "crashed":
-            return WrongState(
-                f"The guest {self.name} has crashed: its kernel panicked.",
-                hint=f"go back with `%vm revert {self.name}`, or boot it anew with `%vm start {self.name}`",
-            )
-        if state == "paused" and self.disk_full:
-            return WrongState(
-                f"{self.name} is paused, because there is no room left on the disk for what it writes.",
-                hint=f"make room (`%vm list` shows what is taken), then let it go on with `%vm resume {self.name}`",
-            )
-        if state == "paused":
-            return WrongState(f"{self.name} is paused.", hint=f"let it go on with `%vm resume {self.name}`")
-        return WrongState(f"{self.name} is not running.", hint=f"start it with `%vm start {self.name}`")
+        found = self.condition()
+        return WrongState(found.sentence(self.name), hint=found.way_out(self.name))
 
     def open_serial(self) -> SerialStream:
         """Open its serial line for reading and writing; only one may have it at a time."""
@@ -460,6 +621,46 @@ class SerialStream:
             self._stream.finish()
 
 
+def _in_sync(ask: Callable[[], T], *, again: bool = True) -> T:
+    """Ask the agent something, and once more if it did not say that it listens: nothing has been sent to it then.
+
+    A state may have been kept while the agent had half a message. What libvirt sends first in the guest that goes on
+    from there is the other half of that to it: the agent complains of that, which libvirt (11.3) does not take for an
+    answer; the second time it is understood.
+    """
+    try:
+        return ask()
+    except libvirt.libvirtError as error:
+        # An agent that is not connected has the same code.
+        if not again or "synchroniz" not in str(error):
+            raise
+    return ask()
+
+
+def _no_answer(error: libvirt.libvirtError) -> bool:
+    """Whether the guest agent is not there, or does not answer."""
+    return error.get_error_code() in (
+        libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+        libvirt.VIR_ERR_AGENT_UNSYNCED,
+        libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT,
+    ) or "not connected" in str(error)
+
+
+def _asked_why(domain: libvirt.virDomain) -> tuple[str | None, str | None]:
+    """Return QEMU's run state of a paused guest, and the worst state of its disks; None where it is silent."""
+
+    def ask(command: str) -> Any:
+        text = libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command}), 0)
+        return json.loads(text).get("return")
+
+    try:
+        status = ask("query-status")["status"]
+        found = {disk.get("io-status") for disk in ask("query-block")} if status == "io-error" else set()
+    except (libvirt.libvirtError, KeyError, TypeError):
+        return None, None
+    return status, next((worst for worst in ("nospace", "failed") if worst in found), None)
+
+
 def _asked(account: Account, ask: Callable[[libvirt.virConnect], T]) -> T:
     """Ask libvirt something, and once more over a new connection if libvirtd has been restarted meanwhile."""
     try:
@@ -472,16 +673,34 @@ def _asked(account: Account, ask: Callable[[libvirt.virConnect], T]) -> T:
 
 def names(account: Account) -> dict[str, str]:
     """Return ``{name: state}`` of all domains of the account's session, ours and others'."""
-    found = {}
+    found: dict[str, str] = {}
     with translated("list the machines"):
         for domain in _asked(account, lambda connection: connection.listAllDomains()):
             try:
-                found[domain.name()] = _STATES.get(domain.state()[0], "off")
+                found[domain.name()] = STATES.get(domain.state()[0], "off")
             except libvirt.libvirtError as error:
                 # One may end, and be gone, at any moment.
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise
     return found
+
+
+def known(account: Account) -> set[str]:
+    """Return the names of all domains of the account's session, ours and others'; one question, however many."""
+    with translated("list the machines"):
+        return {d.name() for d in _asked(account, lambda connection: connection.listAllDomains())}
+
+
+def is_known(account: Account, name: str) -> bool:
+    """Whether the account's session has a domain of that name."""
+    with translated(f"look for {name}"):
+        try:
+            _asked(account, lambda connection: connection.lookupByName(name))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise
+        return True
 
 
 def versions(account: Account) -> dict[str, str]:
@@ -500,15 +719,37 @@ def _qemu_words(message: str) -> str:
     return (said or message).strip()
 
 
-def machine_type(account: Account, accelerator: str) -> str:
-    """Return the versioned name of QEMU's newest q35 machine: ``pc-q35-10.0``."""
+@dataclass(frozen=True)
+class Offer:
+    """What QEMU on this host offers a guest.
+
+    Attributes
+    ----------
+    machine_type
+        The versioned name of its newest q35 machine: ``pc-q35-10.0``.
+    video
+        The video cards, by libvirt's names.
+    most_cpus
+        How many virtual CPUs a guest may have.
+    """
+
+    machine_type: str
+    video: frozenset[str]
+    most_cpus: int
+
+
+def offer(account: Account, accelerator: str) -> Offer:
+    """Return what QEMU on this host offers guests under ``accelerator`` (``kvm`` or ``tcg``)."""
     kind = "kvm" if accelerator == "kvm" else "qemu"
-    with translated("tell its machine types"):
+    with translated("tell what QEMU offers"):
         text = _asked(account, lambda c: c.getDomainCapabilities(None, "x86_64", "q35", kind))
-    found = ET.fromstring(text).findtext("machine")
+    tree = ET.fromstring(text)
+    found = tree.findtext("machine")
     if not found:
         raise HypervisorError("libvirt does not say which q35 machine QEMU has.")
-    return found
+    video = {v.text for v in tree.findall("./devices/video/enum[@name='modelType']/value") if v.text}
+    cpus = tree.find("vcpu")
+    return Offer(found, frozenset(video), int(cpus.get("max", "1")) if cpus is not None else 1)
 
 
 _machines: set[tuple[str, str, str]] = set()

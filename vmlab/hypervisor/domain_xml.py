@@ -6,13 +6,14 @@ gave its devices, into that of the machine that continues it: the guest must fin
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmlab.errors import HostError
-from vmlab.store.records import MachineSpec
+from vmlab.records import Hardware
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", _QEMU)
@@ -42,15 +43,36 @@ class MappedRam:
         The file, where the guest's first page is in it, and the bytes of RAM.
     object_id
         The name of the RAM block in the stream that will be loaded.
-    emulator
-        The program that starts QEMU with what ``VMLAB_RAM`` in its environment says as its first object.
     """
 
     path: Path
     offset: int
     size: int
     object_id: str
-    emulator: Path
+
+
+@dataclass(frozen=True)
+class Cable:
+    """What is between a network card and the user-mode network that libvirt gives it.
+
+    libvirt cannot put anything there; QEMU's arguments can: the card gets another back end, a socket, and a second
+    socket becomes the neighbour of the user-mode network, whose own part of a saved state stays what it is.
+
+    Attributes
+    ----------
+    index
+        The card's number.
+    card, out
+        The sockets that both ends connect to, again and again until somebody listens; None for a cable that is cut,
+        which the card does not notice.
+    reconnect
+        How QEMU is told to connect again.
+    """
+
+    index: int
+    card: Path | None = None
+    out: Path | None = None
+    reconnect: str = "reconnect-ms=100"
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,11 @@ class Wiring:
         Files that the machine writes: its serial line, its recorded sound, its UEFI variables.
     ram
         RAM to map instead of booting.
+    emulator
+        The program that starts QEMU, with what ``VMLAB_RAM`` in its environment says as its first object; by default
+        libvirt's own choice.
+    cables
+        Of those network cards that are not left on the network that libvirt gives them.
     """
 
     name: str
@@ -79,6 +106,8 @@ class Wiring:
     sound_file: Path | None = None
     nvram: Path | None = None
     ram: MappedRam | None = None
+    emulator: Path | None = None
+    cables: tuple[Cable, ...] = ()
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
@@ -87,7 +116,7 @@ def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: st
     return child
 
 
-def build(spec: MachineSpec, wiring: Wiring) -> str:
+def build(spec: Hardware, wiring: Wiring) -> str:
     """Return the XML of a machine that boots.
 
     Raises
@@ -127,15 +156,23 @@ def build(spec: MachineSpec, wiring: Wiring) -> str:
     _add_devices(domain, spec, wiring)
     capabilities = ET.SubElement(domain, f"{{{_QEMU}}}capabilities")
     ET.SubElement(capabilities, f"{{{_QEMU}}}del", capability=_SLOW_CAPABILITY)
+    _lay_cables(domain, wiring.cables)
     return ET.tostring(domain, encoding="unicode")
 
 
-def _add_os(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
+def need_uefi() -> None:
+    """Refuse where Debian's UEFI firmware is not installed."""
+    if not (UEFI_CODE.exists() and UEFI_VARS.exists()):
+        raise HostError(
+            "There is no UEFI firmware on this host.", hint="apt install ovmf, or use firmware bios"
+        )
+
+
+def _add_os(domain: ET.Element, spec: Hardware, wiring: Wiring) -> None:
     os_ = _add(domain, "os")
     _add(os_, "type", "hvm", arch="x86_64", machine=spec.machine_type)
     if spec.firmware == "uefi":
-        if not UEFI_CODE.exists():
-            raise HostError("There is no UEFI firmware on this host.", hint="apt install ovmf")
+        need_uefi()
         _add(os_, "loader", str(UEFI_CODE), readonly="yes", type="pflash")
         _add(os_, "nvram", str(wiring.nvram), template=str(UEFI_VARS))
     if spec.kernel:
@@ -148,8 +185,9 @@ def _add_os(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
         _add(os_, "boot", dev=_BOOT[device])
 
 
-def _add_devices(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
+def _add_devices(domain: ET.Element, spec: Hardware, wiring: Wiring) -> None:
     devices = _add(domain, "devices")
+    _set_emulator(devices, wiring)
     for target, path in wiring.disks.items():
         disk = _add(devices, "disk", type="file", device="disk")
         _add(disk, "driver", name="qemu", type="qcow2", discard="unmap")
@@ -165,10 +203,10 @@ def _add_devices(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
     # ours get that one: each of them knows it, and few have virtio's.
     usb_tablet = spec.tablet and spec.firmware is not None
     _add(devices, "controller", type="usb", **({"model": "qemu-xhci"} if usb_tablet else {"model": "none"}))
-    if spec.network == "user":
+    for index, card in enumerate(spec.nics):
         nic = _add(devices, "interface", type="user")
-        _add(nic, "mac", address=wiring.mac)
-        _add(nic, "model", type=spec.nic)
+        _add(nic, "mac", address=_mac(wiring.mac, index))
+        _add(nic, "model", type=card.model)
         if "network" not in spec.boot:
             # The card's boot ROM would only cost memory and time.
             _add(nic, "rom", enabled="no")
@@ -196,6 +234,13 @@ def _add_devices(domain: ET.Element, spec: MachineSpec, wiring: Wiring) -> None:
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     _add(devices, "panic", model="pvpanic")
+
+
+def _mac(first: str, index: int) -> str:
+    """Return the MAC of a machine's network card number ``index``: those that follow the first one's."""
+    vendor, own = first[:9], int(first[9:].replace(":", ""), 16)
+    digits = f"{(own + index) % (1 << 24):06x}"
+    return f"{vendor}{digits[:2]}:{digits[2:4]}:{digits[4:]}"
 
 
 def _add_audio(devices: ET.Element, sound_file: Path | None) -> None:
@@ -228,15 +273,25 @@ def adapt(xml: str, wiring: Wiring) -> str:
     devices = domain.find("devices")
     assert devices is not None
     _adapt_devices(devices, wiring)
-    emulator = devices.find("emulator")
-    if emulator is not None:
-        # Another host, or another QEMU on this one, may have it elsewhere: libvirt's own choice.
-        devices.remove(emulator)
-    for old in domain.findall(f"{{{_QEMU}}}commandline"):
-        domain.remove(old)
+    _set_emulator(devices, wiring)
+    for tag in ("commandline", "override"):
+        for old in domain.findall(f"{{{_QEMU}}}{tag}"):
+            domain.remove(old)
     if wiring.ram is not None:
         _map_ram(domain, wiring.ram)
+    _lay_cables(domain, wiring.cables)
     return ET.tostring(domain, encoding="unicode")
+
+
+def _set_emulator(devices: ET.Element, wiring: Wiring) -> None:
+    emulator = devices.find("emulator")
+    if emulator is not None:
+        # Of another host, or of another store.
+        devices.remove(emulator)
+    if wiring.emulator is not None:
+        emulator = ET.Element("emulator")
+        emulator.text = str(wiring.emulator)
+        devices.insert(0, emulator)
 
 
 def _adapt_devices(devices: ET.Element, wiring: Wiring) -> None:
@@ -253,8 +308,8 @@ def _adapt_devices(devices: ET.Element, wiring: Wiring) -> None:
                 disk.remove(found)
     for log in (*devices.findall("serial/log"), *devices.findall("console/log")):
         log.set("file", str(wiring.serial_log))
-    for nic in devices.findall("interface/mac"):
-        nic.set("address", wiring.mac)
+    for index, nic in enumerate(devices.findall("interface/mac")):
+        nic.set("address", _mac(wiring.mac, index))
     for audio in devices.findall("audio"):
         devices.remove(audio)
     _add_audio(devices, wiring.sound_file)
@@ -265,20 +320,48 @@ def _map_ram(domain: ET.Element, ram: MappedRam) -> None:
 
     libvirt's own RAM object stays on the command line, unused and empty.
     """
-    line = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
-    devices = domain.find("devices")
-    assert devices is not None
-    emulator = ET.Element("emulator")
-    emulator.text = str(ram.emulator)
-    devices.insert(0, emulator)
     # readonly + rom=off: copy-on-write over a file that nobody may write.
     backend = (
         f"memory-backend-file,id={ram.object_id},size={ram.size},mem-path={str(ram.path).replace(',', ',,')},"
         f"offset={ram.offset},share=off,readonly=on,rom=off,prealloc=off"
     )
-    for argument in ("-machine", f"memory-backend={ram.object_id}", "-incoming", "defer"):
-        ET.SubElement(line, f"{{{_QEMU}}}arg", value=argument)
+    line = _add_arguments(domain, "-machine", f"memory-backend={ram.object_id}", "-incoming", "defer")
     ET.SubElement(line, f"{{{_QEMU}}}env", name="VMLAB_RAM", value=backend)
+
+
+def _lay_cables(domain: ET.Element, cables: Sequence[Cable]) -> None:
+    """Put what is said between network cards and their user-mode networks."""
+    if not cables:
+        return
+    override = ET.SubElement(domain, f"{{{_QEMU}}}override")
+    for cable in cables:
+        own, hub = f"vmlabcard{cable.index}", cable.index
+        if cable.card is None or cable.out is None:
+            _add_arguments(domain, "-netdev", f"hubport,id={own},hubid={100 + hub}")
+        else:
+            for name, path in ((own, cable.card), (f"vmlabout{cable.index}", cable.out)):
+                where = str(path).replace(",", ",,")
+                _add_arguments(
+                    domain,
+                    "-netdev",
+                    f"stream,id={name},server=off,addr.type=unix,addr.path={where},{cable.reconnect}",
+                )
+            for name in (f"vmlabout{cable.index}", f"hostnet{cable.index}"):
+                _add_arguments(domain, "-netdev", f"hubport,id={name}hub,hubid={hub},netdev={name}")
+        device = ET.SubElement(override, f"{{{_QEMU}}}device", alias=f"net{cable.index}")
+        frontend = ET.SubElement(device, f"{{{_QEMU}}}frontend")
+        ET.SubElement(frontend, f"{{{_QEMU}}}property", name="netdev", type="string", value=own)
+
+
+def _add_arguments(domain: ET.Element, *arguments: str) -> ET.Element:
+    """Add arguments for QEMU, behind libvirt's own, and return the element that has them."""
+    line = domain.find(f"{{{_QEMU}}}commandline")
+    if line is None:
+        line = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
+    at = len(line.findall(f"{{{_QEMU}}}arg"))
+    for number, argument in enumerate(arguments):
+        line.insert(at + number, ET.Element(f"{{{_QEMU}}}arg", value=argument))
+    return line
 
 
 def disk_snapshot(layers: Mapping[str, Path]) -> str:
@@ -305,11 +388,18 @@ def console_paths(xml: str) -> dict[str, str]:
     return found
 
 
-def disk_files(xml: str) -> dict[str, Path]:
-    """Return the file that each target of a running domain writes to."""
+def disk_chains(xml: str) -> dict[str, list[Path]]:
+    """Return the files of each target of a running domain: the one that it writes to, and all that this stands on."""
     found = {}
     for disk in ET.fromstring(xml).findall("devices/disk[@device='disk']"):
-        source, target = disk.find("source"), disk.find("target")
-        if source is not None and target is not None:
-            found[target.get("dev", "")] = Path(source.get("file", ""))
+        target, level = disk.find("target"), disk
+        files: list[Path] = []
+        while (source := level.find("source")) is not None:
+            files.append(Path(os.path.normpath(source.get("file", ""))))
+            below = level.find("backingStore")
+            if below is None:
+                break
+            level = below
+        if target is not None and files:
+            found[target.get("dev", "")] = files
     return found

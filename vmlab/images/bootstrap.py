@@ -98,6 +98,10 @@ def bootstrap(
         (place / "reach.conf").write_text(reach_settings() or "// nothing\n", encoding="utf-8")
         (place / "tmp").mkdir()
         account.own(place, recursive=True)
+        # They are public, and read by accounts that are none of ours: the inner root, and apt's own.
+        keys.chmod(0o755)
+        for key in keys.iterdir():
+            key.chmod(0o644)
         (place / "tmp").chmod(0o1777)
         shutil.copyfile(overlay, place / "overlay.tar")
         argv: list[str | Path] = [

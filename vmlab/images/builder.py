@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vmlab import private
 from vmlab.errors import BuildFailed, NoSpace, NotFound
 from vmlab.hypervisor.account import Account
 from vmlab.images import desktop, invaders, tiny
@@ -16,7 +17,8 @@ from vmlab.images.debian import Apt
 from vmlab.images.disks import sha256
 from vmlab.images.recipe import Bench, Recipe
 from vmlab.images.spec import FILE, ImageSpec, problems, read
-from vmlab.images.work import Progress, need, silent
+from vmlab.images.work import need
+from vmlab.render.progress import Progress, quiet
 
 _RECIPES = (invaders.RECIPE, tiny.RECIPE, desktop.RECIPE)
 
@@ -53,7 +55,7 @@ def build(
     name: str,
     images_dir: Path,
     account: Account,
-    progress: Progress = silent,
+    progress: Progress = quiet,
     *,
     retire: Callable[[Path], None] | None = None,
 ) -> Path:
@@ -117,16 +119,16 @@ def commit(
 ) -> Path:
     """Describe, hash, protect and flush what lies in ``folder``, and rename it to its place."""
     progress("checksums", None)
-    # Machines get overlays; a mistake should not be able to write to what they are based on.
     for file in spec.files():
-        (folder / file).chmod(0o444)
         spec.sha256[file] = sha256(folder / file)
+        spec.bytes[file] = (folder / file).stat().st_size
     spec.built = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     wrong = problems(spec.to_json())
     if wrong:
         raise BuildFailed(f"The image '{spec.name}' came out wrong.", problem="; ".join(wrong))
     spec.write(folder)
-    account.own(folder, recursive=True)
+    # Machines get overlays; a mistake should not be able to write to what they are based on.
+    account.put_right(folder, lambda path: private.FILE if path.name == FILE else private.FROZEN)
     flush(folder)
     target = images_dir / spec.name
     old = images_dir / f".old-{spec.name}-{os.getpid()}"

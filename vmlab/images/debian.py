@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmlab import private
 from vmlab.errors import BuildFailed, HostError
 from vmlab.hypervisor.account import Account
-from vmlab.images.work import Progress, need, run
+from vmlab.images.work import need, run
+from vmlab.render.progress import Progress
 
 #: Settings of apt that say how to reach a mirror. The others (index formats, hooks) are this machine's own affair.
 _REACH = re.compile(
@@ -138,11 +139,11 @@ def keyrings() -> list[Path]:
 
 def copy_keyrings(folder: Path) -> Path:
     """Copy the key files into ``folder``, under names that apt reads."""
-    folder.mkdir(parents=True, exist_ok=True)
+    private.folders(folder)
     for old in folder.iterdir():
         old.unlink()
     for number, key in enumerate(keyrings()):
-        shutil.copyfile(key, folder / f"{number:02}-{key.stem}{'.asc' if key.suffix == '.asc' else '.gpg'}")
+        private.copy(key, folder / f"{number:02}-{key.stem}{'.asc' if key.suffix == '.asc' else '.gpg'}")
     return folder
 
 
@@ -164,9 +165,9 @@ class Apt:
         self.folder = account.make_dir(cache / "apt" / f"{suite}-{mark}")
         self.archives = self.folder / "archives"
         for name in ("lists/partial", "archives/partial", "parts"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        (self.folder / "status").touch()
-        (self.folder / "sources.list").write_text("\n".join(self.sources) + "\n", encoding="utf-8")
+            private.folders(self.folder / name)
+        private.write(self.folder / "status", b"")
+        private.write(self.folder / "sources.list", "\n".join(self.sources) + "\n")
         copy_keyrings(self.folder / "keys")
         config = (
             f'Dir::Etc::sourcelist "{self.folder}/sources.list";\nDir::Etc::sourceparts "-";\n'
@@ -178,8 +179,7 @@ class Apt:
             'APT::Architectures { "amd64"; };\nAcquire::Languages "none";\nDir::Log "/dev/null";\n'
         )
         self.config = self.folder / "apt.conf"
-        self.config.write_text(config + reach_settings(), encoding="utf-8")
-        account.own(self.folder, recursive=True)
+        private.write(self.config, config + reach_settings())
 
     def update(self) -> None:
         """Fetch the package lists."""
@@ -220,6 +220,27 @@ class Apt:
         by_name = {name.split("_")[0]: self.archives / name for name in names}
         return [by_name[package] for package in packages]
 
+    def missing(self, packages: list[str], status: str, folder: Path) -> list[Path]:
+        """Download what a system lacks of these packages, with all that they depend on, and return the files.
+
+        Parameters
+        ----------
+        status
+            The system's ``/var/lib/dpkg/status``.
+        folder
+            An empty folder for them.
+        """
+        self.progress(f"fetching {', '.join(packages)}", None)
+        private.folders(folder / "archives" / "partial")
+        private.write(folder / "status", status)
+        self.account.own(folder, recursive=True)
+        self._apt(
+            "apt-get", "install", "-qy", "--download-only", "--no-install-recommends",
+            "-o", f"Dir::State::status={folder / 'status'}", "-o", f"Dir::Cache::archives={folder / 'archives'}",
+            *packages, what="The packages could not be fetched", hint="are these the names that Debian has?",
+        )  # fmt: skip
+        return sorted((folder / "archives").glob("*.deb"))
+
     def extract(self, packages: list[str], into: Path) -> list[str]:
         """Unpack packages into a folder without running their scripts; return them as ``name version``."""
         files = self.download(packages)
@@ -236,11 +257,15 @@ class Apt:
         self, program: str, *words: str, what: str, hint: str | None = None, cwd: Path | None = None
     ) -> str:
         argv = [need(program, "apt"), *words]
-        return run(
-            self.account,
-            argv,
-            what=what,
-            hint=hint,
-            cwd=cwd or self.folder,
-            env={"APT_CONFIG": str(self.config)},
-        )
+        try:
+            return run(
+                self.account,
+                argv,
+                what=what,
+                hint=hint,
+                cwd=cwd or self.folder,
+                env={"APT_CONFIG": str(self.config)},
+            )
+        finally:
+            # apt gives what it writes modes of its own choice.
+            self.account.put_right(self.folder)

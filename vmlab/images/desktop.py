@@ -10,7 +10,7 @@ from vmlab.images.disks import ext4_disk
 from vmlab.images.recipe import Bench, Recipe, data_file
 from vmlab.images.spec import ImageSpec
 from vmlab.images.tiny import MODULES as BOOT_MODULES
-from vmlab.images.trees import Modules, Tree, initramfs
+from vmlab.images.trees import FileTree, Modules, initramfs
 
 PACKAGES = [
     "systemd-sysv", "udev", "kmod", "procps", "iproute2", "iputils-ping", "less", "nano", "busybox", "e2fsprogs",
@@ -113,9 +113,9 @@ def make(bench: Bench) -> ImageSpec:
     )
 
 
-def own_files(unpacked: Path, release: str, modules: Modules) -> Tree:
+def own_files(unpacked: Path, release: str, modules: Modules) -> FileTree:
     """Return what is laid over the installed packages: configuration, artwork, kernel modules."""
-    tree = Tree()
+    tree = FileTree()
     for table, mode in ((_FILES, 0o644), (_PROGRAMS, 0o755)):
         for name, place in table.items():
             tree.file(place, data_file("desktop", name), mode)
@@ -141,7 +141,7 @@ RECIPE = Recipe(
     description="Debian with X, IceWM, a terminal, a clock, eyes that follow the pointer, and music.",
     memory=512,
     vcpus=1,
-    space=4500 << 20,
+    space=2200 << 20,
     make=make,
     parts=("artwork.py", "bootstrap.py", "tiny.py"),
     needs={

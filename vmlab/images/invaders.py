@@ -31,7 +31,7 @@ RECIPE = Recipe(
     description="Space Invaders on the bare machine: 4 MiB of RAM, no operating system, on screen in a second.",
     memory=4,
     vcpus=1,
-    space=64 << 20,
+    space=128 << 20,
     make=make,
     needs={"apt-get": "apt", "dpkg-deb": "dpkg"},
 )

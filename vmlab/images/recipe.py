@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmlab.hypervisor.account import Account
 from vmlab.images.spec import ImageSpec
-from vmlab.images.work import Progress
+from vmlab.render.progress import Progress
 
 if TYPE_CHECKING:
     from vmlab.images.debian import Apt
@@ -48,7 +48,7 @@ class Recipe:
     needs
         Programs that the build runs, each with the Debian package that has it.
     space
-        Bytes that the build needs at its peak.
+        Bytes that the build takes at its peak, in an empty store: measured (``tests/vm/test_recipes.py``).
     parts
         Other modules of this package that its contents depend on.
     make

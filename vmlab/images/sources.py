@@ -17,8 +17,9 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
 
+from vmlab import private
 from vmlab.errors import BuildFailed, NotFound, UsageError
-from vmlab.images.work import Progress
+from vmlab.render.progress import Progress
 
 _BLOCK = 1 << 22
 _FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, xfs)
@@ -137,7 +138,7 @@ def fetch(source: Source, target: Path, progress: Progress, checksum: tuple[str,
         If it cannot be read to its end, or is not what the checksum says.
     """
     progress(f"copying {source.name}", 0.0)
-    with target.open("xb") as out:
+    with private.create(target) as out:
         if source.path is not None:
             _copy(source.path, out, progress)
         else:
@@ -175,22 +176,27 @@ def verify(path: Path, checksum: tuple[str, str], shown: str, progress: Progress
 def _copy(path: Path, out: BinaryIO, progress: Progress) -> None:
     try:
         with path.open("rb") as source:
-            try:
-                fcntl.ioctl(out.fileno(), _FICLONE, source.fileno())
-                return
-            except OSError:
-                pass  # this file system cannot share extents, or it is another one
-            size = os.fstat(source.fileno()).st_size
-            out.truncate(size)
-            for start, end in _extents(source.fileno(), size):
-                source.seek(start)
-                out.seek(start)
-                while start < end and (block := source.read(min(_BLOCK, end - start))):
-                    out.write(block)
-                    start += len(block)
-                    progress(f"copying {path.name}", start / size)
+            copy_open(source, out, path.name, progress)
     except PermissionError:
         raise BuildFailed(f"'{path}' may not be read.", hint=f"ls -l '{path}'") from None
+
+
+def copy_open(source: BinaryIO, out: BinaryIO, name: str, progress: Progress) -> None:
+    """Copy an open file with its holes to another, sharing its blocks where the file system can."""
+    try:
+        fcntl.ioctl(out.fileno(), _FICLONE, source.fileno())
+        return
+    except OSError:
+        pass  # this file system cannot share extents, or it is another one
+    size = os.fstat(source.fileno()).st_size
+    out.truncate(size)
+    for start, end in _extents(source.fileno(), size):
+        source.seek(start)
+        out.seek(start)
+        while start < end and (block := source.read(min(_BLOCK, end - start))):
+            out.write(block)
+            start += len(block)
+            progress(f"copying {name}", start / size)
 
 
 def _extents(fd: int, size: int) -> list[tuple[int, int]]:

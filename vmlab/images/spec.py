@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vmlab import private
 from vmlab.errors import BadName, ImageMissing
+from vmlab.store.store import Store
 
 FORMAT = 1
 FILE = "image.json"
@@ -57,6 +59,7 @@ class ImageSpec:
     nic: str = "virtio"
     ready: dict[str, Any] | None = None
     sha256: dict[str, str] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
     built: str = ""
     packages: list[str] = field(default_factory=list)
     format: int = FORMAT
@@ -73,7 +76,7 @@ class ImageSpec:
 
     def write(self, folder: Path) -> None:
         """Write ``image.json`` into ``folder``."""
-        (folder / FILE).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        private.write(folder / FILE, json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def problems(data: Mapping[str, Any]) -> list[str]:
@@ -116,6 +119,29 @@ def problems(data: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
+def described(store: Store, name: str) -> dict[str, Any]:
+    """Return the description of an image in a store, and make sure that it can be used.
+
+    Raises
+    ------
+    NotFound
+        There is no such image.
+    ImageMissing
+        Its description is gone or damaged.
+    """
+    data = store.image(name)
+    wrong = problems(data)
+    if wrong:
+        raise ImageMissing(
+            f"The description of the image '{name}' is damaged.",
+            hint=f"build it again with `%vm images --build {name}`, or import it again; "
+            f"`%vm images --delete {name}` deletes it",
+            file=store.image_folder(name) / FILE,
+            problem="; ".join(wrong),
+        )
+    return data
+
+
 def _positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -128,7 +154,7 @@ def read(folder: Path) -> ImageSpec:
     ImageMissing
         If there is no image, or it is damaged.
     """
-    hint = f"build or import it again: %vm images --build {folder.name}"
+    hint = f"build or import it again: `%vm images --build {folder.name}`"
     try:
         data = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

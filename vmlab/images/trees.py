@@ -27,7 +27,7 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-class Tree:
+class FileTree:
     """Collects the files of a guest by their path."""
 
     def __init__(self) -> None:
@@ -139,9 +139,9 @@ class Modules:
         return list(done.values())
 
 
-def initramfs(busybox: Path, modules: list[Path], init: str) -> Tree:
+def initramfs(busybox: Path, modules: list[Path], init: str) -> FileTree:
     """Return a small initramfs: busybox, modules to load in order (``/modules``), and ``init``."""
-    tree = Tree()
+    tree = FileTree()
     tree.folder("dev", "proc", "sys", "root", "lib")
     tree.character_device("dev/console", 5, 1)
     tree.copy(busybox, "bin/busybox", 0o755)

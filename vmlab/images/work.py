@@ -12,13 +12,6 @@ from pathlib import Path
 from vmlab.errors import BuildFailed, HostError
 from vmlab.hypervisor.account import Account, find_program
 
-#: What a build tells its caller: a step in words, and how far it is (0..1) where that is known.
-Progress = Callable[[str, float | None], None]
-
-
-def silent(step: str, fraction: float | None = None) -> None:
-    """Take progress and say nothing."""
-
 
 def need(program: str, package: str) -> str:
     """Return the path of ``program``, or say which Debian package has it.
@@ -62,7 +55,8 @@ def run(
         If it ends with a status other than 0; carries the last lines it printed.
     """
     words = [str(word) for word in argv]
-    extra = {"LC_ALL": "C.UTF-8", **(env or {})}
+    proxies = {key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")}
+    extra = {"LC_ALL": "C.UTF-8", **proxies, **(env or {})}
     options = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
@@ -72,6 +66,7 @@ def run(
         "cwd": cwd or "/",
         # A group of its own, so that an interrupt of ours can end it with all its children.
         "start_new_session": True,
+        "umask": 0o077,
     }
     if as_root:
         process = subprocess.Popen(words, env=account.environment() | extra | {"HOME": "/root"}, **options)  # type: ignore[call-overload]

@@ -9,11 +9,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vmlab import commands
 from vmlab.errors import UsageError
+
+#: What stands before a verb here.
+PREFIX = "%vm "
 
 if TYPE_CHECKING:
     from vmlab.lab import Lab
@@ -42,7 +46,7 @@ def complete(kind: str, rest: str, lab: Callable[[], Lab]) -> list[str]:
         return []
     prefix = "" if not rest or rest[-1].isspace() else done.pop()
     if kind == "cell":
-        from vmlab.notebook.magics import cell_parser
+        from vmlab.notebook.cellline import cell_parser
 
         return _arguments(cell_parser(), done, prefix, lab)
     if not done:
@@ -50,38 +54,30 @@ def complete(kind: str, rest: str, lab: Callable[[], Lab]) -> list[str]:
     known = commands.verbs()
     if done[0] not in known:
         return []
-    return _arguments(known[done[0]].parser(), done[1:], prefix, lab)
+    return _arguments(known[done[0]].parser(PREFIX), done[1:], prefix, lab)
 
 
 def _arguments(
     parser: argparse.ArgumentParser, done: list[str], prefix: str, lab: Callable[[], Lab]
 ) -> list[str]:
     """Walk over the words that are there, and complete the next one."""
-    options = {name: action for action in parser._actions for name in action.option_strings}
-    places = [action for action in parser._actions if not action.option_strings]
+    places = commands.Places(parser)
     seen = argparse.Namespace()
-    waiting: argparse.Action | None = None  # an option whose value comes next
     for word in done:
-        if waiting is not None:
-            setattr(seen, waiting.dest, word)
-            waiting = None
-        elif places and places[0].nargs == argparse.REMAINDER:
-            return []  # from here on the words are the guest's
-        elif word in options:
-            action = options[word]
-            waiting = action if action.nargs != 0 else None
-        elif places and not word.startswith("-"):
-            if places[0].nargs in ("+", "*"):
-                setattr(seen, places[0].dest, [*getattr(seen, places[0].dest, []), word])
-            else:
-                setattr(seen, places.pop(0).dest, word)
-    if waiting is not None:
-        return _values(waiting, prefix, seen, lab)
+        action = places.take(word)
+        if action is not None and action.nargs in ("+", "*"):
+            setattr(seen, action.dest, [*getattr(seen, action.dest, []), word])
+        elif action is not None:
+            setattr(seen, action.dest, word)
+    if places.rest:
+        return []  # from here on the words are the guest's
+    if places.waiting is not None:
+        return _values(places.waiting, prefix, seen, lab)
     if prefix.startswith("-"):
-        return [name for name in options if name.startswith(prefix) and name.startswith("--")]
-    found = _values(places[0], prefix, seen, lab) if places else []
+        return [name for name in places.options if name.startswith(prefix) and name.startswith("--")]
+    found = _values(places.left[0], prefix, seen, lab) if places.left else []
     if not found and not prefix:
-        found = [name for name in options if name.startswith("--") and name != "--help"]
+        found = [name for name in places.options if name.startswith("--") and name != "--help"]
     return found
 
 
@@ -94,7 +90,11 @@ def _values(
     if completer is None:
         return []
     seen.lab = lab()
-    return [str(value) for value in completer(prefix=prefix, parsed_args=seen, action=action)]
+    # A name with blanks is one word in quotes.
+    return [
+        shlex.quote(value) if " " in value else value
+        for value in map(str, completer(prefix=prefix, parsed_args=seen, action=action))
+    ]
 
 
 def matcher(lab: Callable[[], Lab]) -> Any:

@@ -2,11 +2,15 @@
 
 The widget's script (``console.js`` beside this file) looks for a Jupyter server that has vmlab and knows this very
 machine, and shows the server's console: no byte of it passes the kernel. Where there is none (VS Code, Colab), the
-kernel sends pictures and takes clicks and keys, and can start the stand-alone gateway.
+kernel sends pictures and takes clicks and keys, and can start the web console.
 
 What is saved with a notebook is never secret: the traits are a name, a kind and how it is shown; pictures and addresses
 go as messages. Beside the widget stands a picture of the screen at the time of the call, for whoever opens the file
 without a kernel. It is not refreshed while the widget is shown: replacing an output rebuilds the widget in it.
+
+Whoever turns a notebook into a page or a paper (nbconvert, nbviewer) prefers a widget's view to any picture, and shows
+nothing where the widget is lost. So the view is in an output only where a page needs it there: our own extension finds
+the widget by what is saved for it, and where no page is (nbconvert --execute, papermill), there is no use for one.
 """
 
 from __future__ import annotations
@@ -31,17 +35,18 @@ from traitlets import Bool, Enum, Unicode
 from vmlab.errors import UsageError, VMLabError, WrongState
 from vmlab.guest import keys as guest_keys
 from vmlab.guest.serial import SerialLog, strip_ansi
+from vmlab.notebook.frontend import front_end
 
 if TYPE_CHECKING:
     from vmlab.guest.screen import Screenshot
     from vmlab.machine import Machine
-    from vmlab.render.console import Kind
+    from vmlab.render.surface import Kind
 
 __all__ = ["Console", "Consoles", "consoles"]
 
 HERE = Path(__file__).parent
 VIEW = "application/vnd.jupyter.widget-view+json"
-#: For our JupyterLab extension (``extension/src/plugins/saved.ts``), which shows the picture where the widget is lost.
+#: For our JupyterLab extension (``extension/src/consoles/saved.ts``), which shows the console where the widget is lost.
 SAVED = "application/vnd.vmlab.console+json"
 #: The picture in a saved notebook is at most so many pixels wide; of several side by side, each.
 WIDTH, WIDTH_BESIDE = 1024, 480
@@ -77,7 +82,7 @@ class Console(anywidget.AnyWidget):
         self._machine = machine
         self._output = _Output(self, [self])
         self._size = (0, 0)
-        self._gateway: Any = None
+        self._webconsole: Any = None
         # One thing after the other, and not in the thread that runs cells: typing a text takes its time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"vmlab-console-{machine.name}")
         super().__init__(machine=machine.name, uuid=machine.uuid, **options)
@@ -96,7 +101,7 @@ class Console(anywidget.AnyWidget):
         """Take the console away; the output keeps the last picture. The machine is not touched."""
         super().close()
         with contextlib.suppress(RuntimeError):  # closed before
-            self._worker.submit(self._stop_gateway)
+            self._worker.submit(self._stop_webconsole)
         self._worker.shutdown(wait=False)
         self._output.close()
 
@@ -111,12 +116,12 @@ class Console(anywidget.AnyWidget):
             "pictures": self._pictures,
             "look": self._look,
             "input": self._input,
-            "gateway": self._open_gateway,
+            "webconsole": self._open_webconsole,
         }
         try:
             acts[said["do"]](said)
         except VMLabError as error:
-            self.send({"what": "error", "message": error.message, "hint": error.hint})
+            self.send({"what": "error", "message": error.message, "hint": error.next_step})
         except Exception as error:  # shown where it happened, instead of in the log of the kernel
             self.send({"what": "error", "message": f"{type(error).__name__}: {error}", "hint": None})
 
@@ -177,19 +182,19 @@ class Console(anywidget.AnyWidget):
             if kind in ("down", "up"):
                 getattr(pointer, kind)(event["button"])
 
-    def _open_gateway(self, _said: dict[str, Any]) -> None:
-        from vmlab import gateway
+    def _open_webconsole(self, _said: dict[str, Any]) -> None:
+        from vmlab import webconsole
 
-        self._stop_gateway()  # its address was used, or lost
-        self._gateway = gateway.start([self.machine], self._machine._lab.home)
+        self._stop_webconsole()  # its address was used, or lost
+        self._webconsole = webconsole.start([self.machine], self._machine._store.home)
         # It may end by itself: then it should not stay as a zombie for as long as the kernel lives.
-        threading.Thread(target=self._gateway.process.wait, daemon=True).start()
+        threading.Thread(target=self._webconsole.process.wait, daemon=True).start()
         # As a message: the address is a key, and what is in a trait is saved with the notebook.
-        self.send({"what": "gateway", "address": self._gateway.address})
+        self.send({"what": "webconsole", "address": self._webconsole.address})
 
-    def _stop_gateway(self) -> None:
-        if self._gateway is not None:
-            self._gateway.stop()
+    def _stop_webconsole(self) -> None:
+        if self._webconsole is not None:
+            self._webconsole.stop()
 
 
 class Consoles(ipywidgets.Box):
@@ -227,7 +232,7 @@ class Consoles(ipywidgets.Box):
         self._output.close()
 
 
-def consoles(machines: list[Machine], kind: Kind, options: dict[str, Any]) -> Console | Consoles:
+def consoles(machines: Sequence[Machine], kind: Kind, options: dict[str, Any]) -> Console | Consoles:
     """Return a console, or several side by side."""
     made = [Console(machine, kind=kind, **options) for machine in machines]
     return made[0] if len(made) == 1 else Consoles(made)
@@ -244,9 +249,18 @@ class _Output:
     def bundle(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the data of a display and their metadata."""
         data, metadata = kept(self._consoles, "when this cell ran")
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        saved = {"machines": [one.machine for one in self._consoles], "kind": self._consoles[0].kind}
-        return {VIEW: view, SAVED: saved, **data}, metadata
+        saved = {
+            "machines": [one.machine for one in self._consoles],
+            "uuids": [one.uuid for one in self._consoles],
+            "kind": self._consoles[0].kind,
+        }
+        page = front_end()
+        if page in ("ours", "foreign"):
+            saved["model_id"] = self._widget.model_id
+        if page == "foreign":
+            view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+            return {VIEW: view, SAVED: saved, **data}, metadata
+        return {SAVED: saved, **data}, metadata
 
     def show(self) -> None:
         """Show the widget in the cell that runs."""

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from traitlets import Unicode
 
-from vmlab import commands
-from vmlab.commands import HelpAsked, Parser
+from vmlab import commands, language
+from vmlab.commands import HelpAsked
 from vmlab.errors import UsageError
 from vmlab.notebook import completion
+from vmlab.notebook.cellline import cell_parser
+from vmlab.notebook.completion import PREFIX
 from vmlab.notebook.ui import for_shell
-from vmlab.render.help import VerbHelp
+from vmlab.views.commands import Results
+from vmlab.views.help import VerbHelp
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from vmlab.lab import Lab
-
-PREFIX = "%vm "
-
-
-def cell_parser() -> Parser:
-    """Return the parser of a cell's first line: the ``script`` verb's, with ``--out``."""
-    verb = commands.verb("script")
-    parser = Parser(
-        "%%vm",
-        description="Run the cell's body as a script in one machine, or in several at once.",
-    )
-    verb.module.arguments(parser)
-    parser.add_argument(
-        "-o",
-        "--out",
-        metavar="VAR",
-        type=_variable,
-        help="put the result into this variable: a CommandResult, or a dict of them by name",
-    )
-    return parser
-
-
-def _variable(text: str) -> str:
-    if not text.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be the name of a variable")
-    return text
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,46 +54,52 @@ class VMMagics(Magics):
             self._lab_home = self.home
         return self._lab
 
-    @no_var_expand  # $HOME and {x} belong to the guest
+    @no_var_expand  # $HOME and {x} may belong to the guest; commands/_lines.py tells which do not
+    @needs_local_scope
     @line_cell_magic
-    def vm(self, line: str, cell: str | None = None) -> Any:
+    def vm(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
         """Do something with machines; ``%vm`` alone shows what there is."""
+        names = {**self.shell.user_ns, **(local_ns or {})}
         try:
-            return self._verb(line) if cell is None else self._script(line, cell)
+            return self._verb(line, names) if cell is None else self._script(line, cell, names)
         except HelpAsked as asked:
             return VerbHelp(asked.parser.format_help())
         except KeyboardInterrupt:
             raise Interrupted from None  # where in vmlab it happened helps nobody
 
-    def _verb(self, line: str) -> Any:
+    def _verb(self, line: str, names: dict[str, Any]) -> Any:
         ui = for_shell(self.shell)
-        name, _, rest = line.strip().partition(" ")
+        name, rest = commands.verb_of(line, names)
         if name in ("", "-h", "--help", "?"):
             name, rest = "help", ""
         verb = commands.verb(name, PREFIX)
         if rest.strip() == "?":
             rest = "--help"
-        args = commands.parse_line(verb, rest, PREFIX)
-        return verb.run(self.lab if verb.needs_lab else None, args, ui)
+        args = commands.parse_line(verb, rest, PREFIX, names)
+        shown = verb.run(self.lab if verb.needs_lab else None, args, ui)
+        return None if args.silent else shown
 
-    def _script(self, line: str, cell: str) -> Any:
-        words = [word for word, _ in commands.split(line)]
-        if not words:
+    def _script(self, line: str, cell: str, names: dict[str, Any]) -> Any:
+        parser = cell_parser()
+        read = commands.read(line, parser, names)
+        if not read.words:
             raise UsageError(
                 "In which machine shall this run?",
                 hint="write its name: %%vm web",
                 usage="%%vm NAME [NAME ...]",
             )
-        args = cell_parser().parse_args(words)
-        args.body = cell
+        args = parser.parse_args(read.texts)
+        args.body = commands.fill(cell, names) if read.expand else cell
         out: str | None = args.out
         try:
             shown = commands.verb("script").run(self.lab, args, for_shell(self.shell))
         finally:
             # Also when a status was not 0: the result is most wanted then.
             if out and (results := getattr(args, "results", None)):
-                self.shell.user_ns[out] = next(iter(results.values())) if len(results) == 1 else results
-        return None if out else shown
+                self.shell.user_ns[out] = (
+                    next(iter(results.values())) if len(results) == 1 else Results(results)
+                )
+        return None if out or read.silent else shown
 
 
 def load(ip: Any) -> None:
@@ -126,6 +108,7 @@ def load(ip: Any) -> None:
         unload(ip)
     magics = VMMagics(ip)
     ip.register_magics(magics)
+    language.speak("notebook")
     matcher = completion.matcher(lambda: magics.lab)
     ip.Completer.custom_matchers.append(matcher)
     ip._vmlab = (magics, matcher)
@@ -148,3 +131,4 @@ def unload(ip: Any) -> None:
     if magics in ip.configurables:
         ip.configurables.remove(magics)
     del ip._vmlab
+    language.speak("python")

@@ -112,7 +112,7 @@ export function pictures(model, host, why) {
     } else if (message.what === 'text') {
       area.textContent = seen = message.text;
       area.scrollTop = area.scrollHeight;
-    } else if (message.what === 'gateway') {
+    } else if (message.what === 'webconsole') {
       link.textContent = 'Live, once, in one tab: ';
       make('a', link, { href: message.address, target: '_blank', rel: 'noreferrer', textContent: message.address });
       say('');
@@ -220,9 +220,9 @@ export function pictures(model, host, why) {
     model.save_changes();
   });
   if (!serial) {
-    button('Live in a browser', 'Start a gateway to this screen, for one tab of a browser on this host', () => {
+    button('Live in a browser', 'Start a web console of this screen, for one tab of a browser on this host', () => {
       say('Starting …');
-      tell({ do: 'gateway' });
+      tell({ do: 'webconsole' });
     });
   }
   const shape = () => {

@@ -14,9 +14,11 @@ from typing import Any
 
 from IPython.display import publish_display_data
 
-from vmlab.commands.ui import UI, Areas, Progress, TerminalUI
+from vmlab.commands.ui import UI, Areas, TerminalUI
+from vmlab.notebook.frontend import front_end
 from vmlab.render import page, units
-from vmlab.render.results import area_html, lines_of, strip_ansi
+from vmlab.render.progress import DrawnProgress
+from vmlab.views.commands import area_html, lines_of, strip_ansi
 
 #: Seconds between two updates of one area; each one sends the area whole.
 REFRESH = 0.25
@@ -44,26 +46,26 @@ class Output:
         publish_display_data(bundle, transient={"display_id": self._id}, update=update)
 
 
-class NotebookProgress(Progress):
+class NotebookProgress(DrawnProgress):
     """A bar that is replaced by one line when the work is done."""
 
-    def __init__(self, label: str) -> None:
-        super().__init__(label)
+    def __init__(self, label: str, doing: str = "") -> None:
+        super().__init__(label, doing)
         self._output = Output()
 
     def draw(self) -> None:
         """Show the bar."""
         share = "" if self.fraction is None else f" {self.fraction * 100:.0f} %"
-        step = f' <span class="dim">{page.esc(self.step)}</span>' if self.step else ""
+        doing = f' <span class="dim">{page.esc(self.doing)}</span>' if self.doing else ""
         bar = ""
         if self.fraction is not None:
             bar = page.bar(self.fraction, label=f"{self.label}{share}", kind="brand")
         body = (
             f'<div role="status" style="padding-left:8px;max-width:40em"><span class="brand">●</span> '
-            f'{page.esc(self.label)}{step} <span class="dim small">{page.esc(share)} '
+            f'{page.esc(self.label)}{doing} <span class="dim small">{page.esc(share)} '
             f"{units.duration(self.elapsed)}</span>{bar}</div>"
         )
-        plain = f"{self.label}: {self.step}{share}" if self.step else f"{self.label} ...{share}"
+        plain = f"{self.label}: {self.doing}{share}" if self.doing else f"{self.label} ...{share}"
         self._output.show(page.page(body), plain)
 
     def end(self, error: BaseException | None) -> None:
@@ -162,9 +164,9 @@ class NotebookUI(UI):
     consoles = True
     prefix = "%vm "
 
-    def progress(self, label: str) -> Progress:
+    def progress(self, label: str, doing: str = "") -> DrawnProgress:
         """Return a bar in the cell."""
-        return NotebookProgress(label)
+        return NotebookProgress(label, doing)
 
     def output(self, stream: str, text: str) -> None:
         """Write to the cell's output."""
@@ -182,13 +184,23 @@ class NotebookUI(UI):
 
 
 def for_shell(shell: Any) -> UI:
-    """Return what fits the shell: a notebook's kernel, or IPython in a terminal."""
-    return NotebookUI() if getattr(shell, "kernel", None) is not None else IPythonUI(prefix="%vm ")
+    """Return what fits the shell: a notebook's kernel, one with a terminal before it, or IPython in a terminal."""
+    if getattr(shell, "kernel", None) is None:
+        return IPythonUI(prefix="%vm ")
+    return TextUI(prefix="%vm ") if front_end() == "text" else NotebookUI()
 
 
 class IPythonUI(TerminalUI):
     """A terminal in which somebody types: standard input is theirs."""
 
+    prompts = True
+
     def input(self) -> bytes | None:
         """Return None: what is typed is meant for IPython."""
         return None
+
+
+class TextUI(IPythonUI):
+    """A kernel whose front end is text: it replaces no output, so what is said comes in lines."""
+
+    pictures = True

@@ -1,15 +1,17 @@
 """The HTML side: one style sheet, and small helpers that escape.
 
-Every output carries the style sheet, because a saved notebook, an exported page and a mail have nothing
-else to take it from. Colours come from JupyterLab's theme, then from VS Code's, then from fixed light or
-dark values.
+Every output carries those rules of the style sheet that it needs, because a saved notebook, an exported page
+and a mail have nothing else to take them from. Colours come from JupyterLab's theme, then from VS Code's, then
+from fixed light or dark values.
 """
 
 from __future__ import annotations
 
 import base64
 import html
+import re
 from datetime import datetime
+from functools import cache
 
 from vmlab.render import units
 
@@ -27,10 +29,11 @@ _COLOURS: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-def _variables(dark: bool) -> str:
+def _variables(names: set[str], *, dark: bool) -> str:
     return "".join(
         f"--v-{name}:var({jp},var({code},{night if dark else day}));"
         for name, (jp, code, day, night) in _COLOURS.items()
+        if name in names
     )
 
 
@@ -104,10 +107,29 @@ _RULES = """
 .vml.vml .brand{color:var(--v-brand)}
 """.strip()
 
-CSS = (
-    f".vml.vml{{{_variables(dark=False)}}}\n"
-    f"@media (prefers-color-scheme:dark){{.vml.vml{{{_variables(dark=True)}}}}}\n{_RULES}"
-)
+
+@cache
+def _split(rules: str) -> list[tuple[str, list[set[str]], str]]:
+    """Return selectors, the classes (``.x``) and elements that each of a rule's selectors needs, and declarations."""
+    found = []
+    for selectors, declarations in re.findall(r"([^{}]+)\{([^{}]*)\}", rules):
+        needs = []
+        for selector in selectors.split(","):
+            plain = re.sub(r":{1,2}[\w-]+(\([^)]*\))?", "", selector)
+            needs.append(set(re.findall(r"\.?[a-z][\w-]*", plain)) - {".vml"})
+        found.append((selectors.strip(), needs, declarations.replace("\n ", "")))
+    return found
+
+
+def style(rules: str, body: str) -> str:
+    """Return those of flat ``rules`` (no ``@``) that can apply to something in ``body``."""
+    classes = " ".join(re.findall(r'class="([^"]*)"', body)).split()
+    there = {f".{name}" for name in classes} | set(re.findall(r"<([a-z][a-z0-9]*)", body)) | {"div"}
+    return "".join(
+        f"{selectors}{{{declarations}}}"
+        for selectors, needs, declarations in _split(rules)
+        if any(need <= there for need in needs)
+    )
 
 
 def esc(text: object) -> str:
@@ -115,10 +137,24 @@ def esc(text: object) -> str:
     return html.escape(units.clean(text), quote=True)
 
 
+def line(text: object) -> str:
+    """Return what others named or wrote as one line (:func:`vmlab.render.units.line`), safe for HTML."""
+    return esc(units.line(text))
+
+
+def code(text: object) -> str:
+    """Return the same in the font of code."""
+    return f"<code>{line(text)}</code>"
+
+
 def page(body: str, *, label: str = "") -> str:
-    """Wrap ``body`` with the style sheet."""
+    """Wrap ``body`` with what it needs of the style sheet."""
+    rules = style(_RULES, body)
+    used = set(re.findall(r"var\(--v-(\w+)\)", rules + body))
+    day, night = _variables(used, dark=False), _variables(used, dark=True)
+    colours = f".vml.vml{{{day}}}@media (prefers-color-scheme:dark){{.vml.vml{{{night}}}}}"
     named = f' role="group" aria-label="{esc(label)}"' if label else ""
-    return f'<style>{CSS}</style><div class="vml"{named}>{body}</div>'
+    return f'<style>{colours}{rules}</style><div class="vml"{named}>{body}</div>'
 
 
 def document(title: str, body: str) -> str:
@@ -165,8 +201,12 @@ def picture(png: bytes, *, alt: str, kind: str = "shot") -> str:
 
 
 def table(columns: list[tuple[str, str]], rows: list[str], *, caption: str = "", foot: str = "") -> str:
-    """Return a table from ``(title, class)`` columns and ready ``<tr>`` rows."""
-    head = "".join(f'<th scope="col"{_cls(kind)}>{esc(title)}</th>' for title, kind in columns)
+    """Return a table from ``(title, class)`` columns and ready ``<tr>`` rows; a column may have no title."""
+    # An empty header would be read out as one.
+    head = "".join(
+        f'<th scope="col"{_cls(kind)}>{esc(title)}</th>' if title else f"<td{_cls(kind)}></td>"
+        for title, kind in columns
+    )
     top = f'<caption class="head">{esc(caption)}</caption>' if caption else ""
     end = f"<tfoot>{foot}</tfoot>" if foot else ""
     return f"<table>{top}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>{end}</table>"
@@ -175,7 +215,8 @@ def table(columns: list[tuple[str, str]], rows: list[str], *, caption: str = "",
 def row(head: str, *cells: tuple[str, str] | str, kind: str = "") -> str:
     """Return a ``<tr>`` from ready HTML: a row header, then cells, each ``html`` or ``(html, class)``."""
     rest = "".join(f"<td>{c}</td>" if isinstance(c, str) else f"<td{_cls(c[1])}>{c[0]}</td>" for c in cells)
-    return f'<tr{_cls(kind)}><th scope="row">{head}</th>{rest}</tr>'
+    first = f'<th scope="row">{head}</th>' if head else "<td></td>"
+    return f"<tr{_cls(kind)}>{first}{rest}</tr>"
 
 
 def _cls(kind: str) -> str:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from vmlab.render.view import View
+
+#: Makes the view of an object, None for what is none of ours. The package sets it (``vmlab/__init__.py``), since how
+#: objects look (:mod:`vmlab.views`) lies above them.
+draw: Callable[[Any], View | None] | None = None
+
+
+def view_of(thing: Any) -> View:
+    """Return how one of our objects is shown."""
+    made = draw(thing) if draw is not None else None
+    if made is None:
+        raise TypeError(f"nothing says how a {type(thing).__name__} is shown")
+    return made
 
 
 class Shown:
@@ -14,15 +29,7 @@ class Shown:
         cls._repr_pretty_ = Shown._repr_pretty_  # type: ignore[method-assign]
 
     def _repr_html_(self) -> str:
-        from vmlab.render import html
-
-        return html(self)
+        return view_of(self).html()
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        from vmlab.render import as_view
-
-        made = as_view(self)
-        if made is None:
-            printer.text(repr(self))
-        else:
-            made._repr_pretty_(printer, cycle)
+        view_of(self)._repr_pretty_(printer, cycle)

@@ -33,9 +33,18 @@ class View(ABC):
     def to_json(self) -> Any:
         """Return plain lists, dicts, numbers and strings."""
 
+    @property
+    def heading(self) -> str:
+        """What a page of its own is called."""
+        return self.label
+
     def html(self) -> str:
         """Return self-contained HTML."""
         return page.page(self.body(), label=self.label)
+
+    def document(self) -> str:
+        """Return a whole HTML page that needs nothing else."""
+        return page.document(self.heading, self.html())
 
     def text(self, *, colour: bool = False, width: int | None = None) -> str:
         """Return what a terminal shows, with escape sequences only if ``colour``."""

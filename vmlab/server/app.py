@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 from jupyter_server.extension.application import ExtensionApp
 
+from vmlab import language
+from vmlab.render import surface
 from vmlab.server.base import SERVICE
 from vmlab.server.events import SCHEMA_FILE, Watcher
 from vmlab.server.routes import routes
@@ -19,6 +24,11 @@ class VMLabApp(ExtensionApp):
         """Make what the handlers share. Neither libvirt nor the store is touched yet."""
         assert self.serverapp is not None
         assert self.serverapp.event_logger is not None
+        language.speak("notebook")
+        os.environ[surface.SERVED] = "1"  # kernels inherit it
+        # What threads and clean-up cannot tell anybody.
+        logger = logging.getLogger("vmlab")
+        logger.parent = self.log
         self.service = Service(self.log)
         self.serverapp.event_logger.register_event_schema(SCHEMA_FILE)
         self.watcher = Watcher(self.service, self.serverapp.event_logger)

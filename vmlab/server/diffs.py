@@ -11,8 +11,8 @@ from vmlab.errors import UsageError
 from vmlab.server.base import Handler, executing
 
 if TYPE_CHECKING:
-    from vmlab.diff import Diff
     from vmlab.lab import Lab
+    from vmlab.study.diff import Diff
 
 T = TypeVar("T")
 
@@ -53,24 +53,24 @@ class _Comparing(Handler):
         What was caught and forked for it is gone afterwards, however it ends.
         """
         before, after = self._state("before"), self._state("after")
-        layers = self._layers()
+        parts = self._asked_parts()
         service = self.service
         # As the request says it, so that the page knows which comparison is its own.
         subject = f"{before} {after}"
 
         def work(lab: Lab) -> T:
-            from vmlab import diff
+            from vmlab.study import diff
 
             tell = service.progress(comparison=subject)
 
-            def say(layer: str) -> None:
+            def say(part: str) -> None:
                 if self._gone.is_set():
                     raise _ClientGone
-                tell(layer, None)
+                tell(part, None)
 
             try:
-                with diff.make(lab, [before, after]) as made:
-                    made.compare(*layers, tell=say)
+                with diff.make(lab.store, [before, after]) as made:
+                    made.compare(*parts, tell=say)
                     return show(made)
             finally:
                 service.done(comparison=subject)
@@ -90,13 +90,11 @@ class _Comparing(Handler):
             )
         return text
 
-    def _layers(self) -> list[str]:
-        from vmlab.diff import LAYERS, USUAL
+    def _asked_parts(self) -> list[str]:
+        from vmlab.study.diff import USUAL, need_parts
 
         names = [name for name in self.get_query_argument("layers", "").split(",") if name]
-        for name in names:
-            if name not in LAYERS:
-                raise UsageError(f"There is no layer '{name}'.", hint=f"there are {', '.join(LAYERS)}")
+        need_parts(names)
         inside = self.get_query_argument("inside", "false")
         if inside not in ("true", "false"):
             raise UsageError(f"inside: '{inside}' is neither true nor false.")
@@ -108,7 +106,7 @@ class DiffModel(_Comparing):
 
     @executing
     async def get(self) -> None:
-        """Compare two states, and tell how each layer came out."""
+        """Compare two states, and tell how each part came out."""
         # It can be long: written in the thread, too.
         found = await self.compare(lambda made: json.dumps(made.to_json()))
         if found is not None:
@@ -121,7 +119,7 @@ class DiffPage(_Comparing):
     @executing
     async def get(self) -> None:
         """Compare two states, and send a page that needs nothing else, and that can do nothing."""
-        from vmlab.render.diff import DiffView
+        from vmlab.views.diff import DiffView
 
         found = await self.compare(lambda made: DiffView(made).document())
         if found is not None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmlab.errors import NotFound, VMLabError
+from vmlab.errors import NotFound, RecordDamaged, VMLabError
 from vmlab.server.service import Service
 
 if TYPE_CHECKING:
@@ -234,9 +234,11 @@ class Watcher:
         loop = self._loop
         assert loop is not None
 
-        def told(name: str | None) -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._heard, name)
+        def told(domain: str | None) -> None:
+            name = lab.store.machine_known_as(domain) if domain is not None else None
+            if domain is None or name is not None:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._heard, name)
 
         return LifecycleWatch(lab.account, told)
 
@@ -253,6 +255,7 @@ def _state(lab: Lab, name: str) -> tuple[str, str | None] | None:
     from vmlab.store.watch import doing
 
     machine = lab.machine(name)
-    if machine._record.throwaway:
-        return None
+    with contextlib.suppress(RecordDamaged):
+        if machine._record.throwaway:
+            return None
     return machine.state, doing(lab.home, name)

@@ -49,7 +49,7 @@ def need_qemu() -> None:
     if find_program("qemu-system-x86_64") is None:
         raise HostError(
             "QEMU is not installed on this host, so no machine can run.",
-            hint="run scripts/lab once, it installs what is needed; `vmlab doctor` shows what is missing",
+            hint="run scripts/lab once, it installs what is needed; `%vm doctor` shows what is missing",
         )
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from asyncinotify import Inotify, Mask
 
@@ -82,6 +82,11 @@ class SerialLine:
             self._service.typists.submit(self._close)
             if self._service.serial_lines.get(self.name) is self:
                 del self._service.serial_lines[self.name]
+
+    def gone(self) -> None:
+        """Tell the pages that QEMU has ended."""
+        for viewer in tuple(self.viewers):
+            viewer.gone()
 
     @property
     def grown(self) -> asyncio.Event:
@@ -183,7 +188,7 @@ class SerialSocket(MachineSocket):
         self._alive, self._state = lives(state), state
         if self._over.done():
             return
-        lines = self.service.serial_lines
+        lines = cast("dict[str, SerialLine]", self.service.serial_lines)
         self._line = lines.setdefault(name, SerialLine(self.service, name, log))
         self._line.join(self)
 

@@ -15,18 +15,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from logging import Logger
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vmlab.errors import HostError, NotFound, VMLabError
 from vmlab.hypervisor.console import lives
 
 if TYPE_CHECKING:
     from vmlab.guest.screen import Screenshot
-    from vmlab.image import Progress
     from vmlab.lab import Lab
-    from vmlab.machine import Machine, Usage
-    from vmlab.server.serial import SerialLine
-    from vmlab.server.sockets import MachineSocket
+    from vmlab.machine import Machine
+    from vmlab.machines.usage import Usage
+    from vmlab.render.progress import Progress
 
 T = TypeVar("T")
 
@@ -38,6 +37,20 @@ READERS, WORKERS, TYPISTS = 8, 32, 8
 SCREEN_AGE, USAGE_AGE = 1.0, 0.7
 #: Seconds between two reports of progress that say the same with another number.
 PROGRESS_EVERY = 0.25
+
+
+class Endable(Protocol):
+    """A WebSocket that is open."""
+
+    def end(self, code: int, reason: str) -> None:
+        """Close it, and say why."""
+
+
+class Line(Protocol):
+    """A serial line that pages watch."""
+
+    def gone(self) -> None:
+        """Tell them that the machine's QEMU has ended."""
 
 
 @dataclass
@@ -70,7 +83,7 @@ def _open_lab() -> Lab:
     except ImportError as error:
         raise HostError(
             "vmlab cannot run in this Jupyter server: a part of it is missing.",
-            hint="`vmlab doctor` shows what is missing; scripts/lab installs it",
+            hint="`%vm doctor` shows what is missing; scripts/lab installs it",
             missing=error,
         ) from error
     try:
@@ -100,8 +113,8 @@ class Service:
         self.asked = 0.0
         self.on_asked: Callable[[], None] = lambda: None
         #: Open WebSockets, and the serial lines that some of them share, by machine.
-        self.sockets: set[MachineSocket] = set()
-        self.serial_lines: dict[str, SerialLine] = {}
+        self.sockets: set[Endable] = set()
+        self.serial_lines: dict[str, Line] = {}
         self.readers = ThreadPoolExecutor(READERS, "vmlab-read")
         self._workers = ThreadPoolExecutor(WORKERS, "vmlab-work")
         self.typists = ThreadPoolExecutor(TYPISTS, "vmlab-type")
@@ -153,9 +166,8 @@ class Service:
 
     def gone(self, name: str) -> None:
         """Tell the pages that watch a machine's serial line that its QEMU has ended."""
-        line = self.serial_lines.get(name)
-        for viewer in tuple(line.viewers) if line else ():
-            viewer.gone()
+        if line := self.serial_lines.get(name):
+            line.gone()
 
     def close(self) -> None:
         """Take no more calls; those that run come to their end. Close the WebSockets, and with them serial lines."""
@@ -173,12 +185,12 @@ class Service:
         from vmlab.store.watch import doing
 
         model = machine.to_json()
-        model["doing"] = doing(machine._lab.home, machine.name)
+        model["doing"] = doing(machine._store.home, machine.name)
         model["console"] = lives(model["state"]) and machine.spec.video != "none"
         return model
 
     def machines(self, lab: Lab) -> list[dict[str, Any]]:
-        """Return the models of all machines; one whose record is damaged does not hide the others."""
+        """Return the models of all machines; one that cannot be read does not hide the others."""
         found = []
         for machine in lab.machines:
             try:
@@ -194,18 +206,19 @@ class Service:
 
     def usage(self, lab: Lab) -> list[Usage]:
         """Return what each machine takes; its CPU is that since somebody asked before, so nobody has to wait for it."""
+        from vmlab.machines.usage import Sample
+
         with self._usage_lock:
             then, before = self._usage
             now = time.monotonic()
             if now - then < USAGE_AGE:
                 return before
-            seconds = {usage.name: usage.cpu_seconds for usage in before}
+            samples = {usage.name: Sample(then, usage.cpu_seconds) for usage in before}
             found = []
             for usage in lab.usage(over=0):
-                used = usage.cpu_seconds - seconds.get(usage.name, usage.cpu_seconds)
-                # Less than before: it has been started anew.
-                percent = max(used, 0.0) / (now - then) * 100
-                found.append(replace(usage, cpu_percent=round(percent, 1)))
+                sample = Sample(now, usage.cpu_seconds)
+                percent = sample.percent_since(samples.get(usage.name, sample))
+                found.append(replace(usage, cpu_percent=percent))
             self._usage = (now, found)
             return found
 
@@ -241,13 +254,10 @@ class Service:
     @contextlib.contextmanager
     def new_name(self, lab: Lab, stem: str) -> Any:
         """Give a free name for a new machine, and keep other requests from choosing it meanwhile."""
-        from vmlab.hypervisor import domain as domains
+        from vmlab.machines.names import name_like
 
         with self._naming:
-            taken = {*lab.store.machine_names(), *domains.names(lab.account), *self._reserved}
-            stem = stem[:36]
-            names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3))]
-            name = next(n for n in names if n not in taken)
+            name = name_like(lab.store, stem, self._reserved)
             self._reserved.add(name)
         try:
             yield name

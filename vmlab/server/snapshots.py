@@ -9,31 +9,29 @@ from vmlab.server.base import Handler, protected
 
 if TYPE_CHECKING:
     from vmlab.lab import Lab
-    from vmlab.snapshot import Snapshot
+    from vmlab.machine import Snapshot
 
 
 def find(lab: Lab, identity: str) -> Snapshot:
-    """Return the snapshot with that id.
+    """Return the snapshot with that id; one that is damaged can be forgotten, and is refused by all else.
 
     Raises
     ------
     NotFound
         There is none, or it is forgotten.
-    SnapshotDamaged
-        It cannot be used.
     """
-    from vmlab.store.records import check_name
+    from vmlab.machine import Snapshot
+    from vmlab.machines.history import visible
+    from vmlab.records import check_name
 
     # An id becomes a part of a path, and this one came from outside.
     check_name("snapshot", identity)
-    if lab.store.snapshot_folder(identity).is_dir():
-        lab.store.snapshot(identity)
-    found = lab.find_snapshot(identity)
+    found = visible(lab.store, identity)
     if found is None:
         raise NotFound(
             "There is no such snapshot, or it is forgotten.", hint="the tree shows those there are"
         )
-    return found
+    return Snapshot(lab.store, found)
 
 
 class Snapshots(Handler):

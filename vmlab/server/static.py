@@ -6,42 +6,34 @@ from http.client import responses
 from pathlib import Path
 from typing import Any
 
+from jupyter_server.auth.decorator import allow_unauthenticated
 from jupyter_server.base.handlers import JupyterHandler
 from tornado import web
-
-from vmlab.server.base import RESOURCE, protected
 
 #: Where the build puts them.
 FOLDER = Path(__file__).parents[1] / "static"
 
 
 class StaticFiles(JupyterHandler, web.StaticFileHandler):
-    """``static/<file>``, for who has logged in.
+    """``static/<file>``, for anybody: these files are no secret and do nothing.
+
+    What a page loads by itself has only a cookie to show, and JupyterHub takes no cookie from a script that is
+    imported: that is no navigation, and no header with the XSRF token can be sent along.
 
     A page imports ``static/console.js`` by this one name, so that it holds one copy of it however many consoles it
     shows; so the browser asks each time, and gets a 304 as long as the file is the same.
     """
 
-    auth_resource = RESOURCE
-
-    def get_login_url(self) -> str:
-        """Refuse strangers: a script has no use for a login page."""
-        raise web.HTTPError(403)
-
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer in a word: Jupyter's error page would be seen by nobody, and fails where the URL is no UTF-8."""
         self.finish(responses.get(status_code, "Unknown error"))
 
-    @protected
+    @allow_unauthenticated
     async def get(self, path: str, include_body: bool = True) -> None:
-        """Send a file.
-
-        Without a look at the Referer, which the widget's module, living in a blob, does not send: these files are no
-        secret and do nothing.
-        """
+        """Send a file, whatever the Referer: the widget's module, living in a blob, sends none."""
         await web.StaticFileHandler.get(self, path, include_body)
 
-    @protected
+    @allow_unauthenticated
     async def head(self, path: str) -> None:
         """Tell of a file."""
         await web.StaticFileHandler.get(self, path, include_body=False)

@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmlab.errors import NotFound, VMLabError
-from vmlab.store import locks
-from vmlab.store.records import MachineRecord, SnapshotRecord
+from vmlab.errors import ImageMissing, NotFound, RecordDamaged, VMLabError
+from vmlab.hypervisor import host
+from vmlab.records import MachineRecord, SnapshotRecord
+from vmlab.store import detached, locks, places
 from vmlab.store.store import Store, allocated
 
-#: Seconds after which a half-written snapshot or base is taken for abandoned.
+#: What the process that frees space locks, so that there is one for a store.
+COLLECTOR = "@collector"
+#: Seconds after which a half-made base or the like is taken for abandoned.
 _ABANDONED = 3600.0
 #: Seconds for which what nothing refers to is left alone: the record that refers to it may be about to be written.
 _YOUNG = 60.0
@@ -33,6 +37,8 @@ class Collected:
         How many of each.
     bytes
         What they took on the disk.
+    later
+        Bytes that nothing refers to either, and that go by themselves within two minutes.
     unreadable
         Records that could not be read. As long as there are any, no disk is deleted: they may refer to it.
     """
@@ -41,6 +47,7 @@ class Collected:
     layers: int = 0
     bases: int = 0
     bytes: int = 0
+    later: int = 0
     unreadable: int = 0
 
     def to_json(self) -> dict[str, int]:
@@ -61,7 +68,8 @@ def forget(store: Store, snapshot: str) -> None:
             if found.parent == snapshot:
                 store.save_label(other, replace(found, parent=label.parent))
     for name in store.machine_names():
-        with contextlib.suppress(NotFound):
+        # What a damaged record refers to nobody knows.
+        with contextlib.suppress(NotFound, RecordDamaged):
             if snapshot not in _standing_on(store.machine(name)):
                 continue
             # Somebody may be at work on it, and would lose what they write, or we.
@@ -79,13 +87,110 @@ def discard(store: Store, snapshot: str) -> None:
 
     No machine stands on it but throw-away forks, which are gone before, or will be.
     """
-    for folder in (store.snapshot_folder(snapshot), store.compared_folder(snapshot)):
+    for folder in (
+        store.snapshot_folder(snapshot),
+        store.compared_folder(snapshot),
+        store.folded_folder(snapshot),
+    ):
         _remove(folder)
-    store.hold_path(snapshot).unlink(missing_ok=True)
+    locks.remove(store.hold_path(snapshot))
+    collect_later(store)
+
+
+def collect_later(store: Store) -> None:
+    """Let what nothing refers to be deleted when it is old enough, also when this process is gone by then."""
+    detached.start(store, "vmlab.store.collector", COLLECTOR)
 
 
 def _standing_on(machine: MachineRecord) -> tuple[str | None, str | None]:
     return machine.here, machine.root
+
+
+@dataclass
+class _Rubbish:
+    """What can be deleted.
+
+    Attributes
+    ----------
+    snapshots
+        Their ids.
+    layers, records
+        Files of disk layers, and records of layers whose disk is gone.
+    folders
+        Bases; what comparing and forks have kept of snapshots that are gone; halves of what was being made or deleted.
+    unreadable
+        How many records could not be read.
+    """
+
+    snapshots: set[str]
+    layers: list[Path]
+    records: list[Path]
+    bases: list[Path]
+    folders: list[Path]
+    unreadable: int
+
+    def bytes(self, store: Store) -> int:
+        """Return what all of it takes on the disk."""
+        snapshots = [store.snapshot_folder(snapshot) for snapshot in self.snapshots]
+        return sum(map(allocated, [*snapshots, *self.layers, *self.records, *self.bases, *self.folders]))
+
+
+def _rubbish(store: Store, young: float) -> _Rubbish:
+    """Return what nothing refers to; what is younger than ``young`` seconds may still be meant for something."""
+    snapshots: dict[str, SnapshotRecord] = {}
+    for identity in store.snapshot_ids():
+        with contextlib.suppress(VMLabError):
+            snapshots[identity] = store.snapshot(identity)
+    damaged = {
+        folder.name for folder in store.snapshot_folders() if folder.name not in snapshots and folder.exists()
+    }
+    found = _referenced(store, snapshots, damaged, young)
+    # As long as a record cannot be read nobody knows what it refers to.
+    gone = (snapshots.keys() | damaged) - found.snapshots if not found.unreadable else set()
+    unreadable = found.unreadable + len(damaged & found.snapshots)
+    rubbish = _Rubbish(gone, [], [], [], _halves(store), unreadable)
+    for cached in (store.compared_folder(), store.folded_folder()):
+        rubbish.folders += [folder for folder in cached.glob("[!.]*") if folder.name not in found.snapshots]
+    if unreadable:
+        return rubbish
+    for file in (store.home / "layers").glob("[!.]*"):
+        if file.stem in found.layers or _age(file) <= young:
+            continue
+        if file.suffix == ".qcow2":
+            rubbish.layers.append(file)
+        elif not file.with_suffix(".qcow2").exists():
+            rubbish.records.append(file)
+    for folder in store.base_folders():
+        if folder.name not in found.bases and _age(folder) > young:
+            rubbish.bases.append(folder)
+    return rubbish
+
+
+def _halves(store: Store) -> list[Path]:
+    """Return what somebody was making, or deleting, and did not live to end."""
+    written = places.snapshot_folder(store.home)
+    made = (
+        places.base_folder(store.home),
+        store.home / "machines",
+        store.compared_folder(),
+        store.folded_folder(),
+    )
+    halves: list[Path] = []
+    for folder in (written, *made, store.home / "images"):
+        halves += [*folder.glob(".new-gone-*"), *folder.glob(".gone-*")]
+    # A snapshot is locked as long as it is written.
+    halves += [
+        folder
+        for folder in written.glob(".new-*")
+        if folder not in halves and _age(folder) > _YOUNG and not locks.is_held(folder)
+    ]
+    news = [half for folder in made for half in folder.glob(".new-*")]
+    return halves + [half for half in news if half not in halves and _age(half) > _ABANDONED]
+
+
+def waiting(store: Store) -> int:
+    """Return the bytes that are being freed: nothing refers to them, and they are left for a moment all the same."""
+    return _rubbish(store, 0).bytes(store)
 
 
 def collect(store: Store) -> Collected:
@@ -93,64 +198,51 @@ def collect(store: Store) -> Collected:
     done = Collected()
     # Only one at a time, and never while a machine is between two records.
     with store.lock("@store", "collect what nothing refers to"):
-        snapshots: dict[str, SnapshotRecord] = {}
-        for identity in store.snapshot_ids():
-            with contextlib.suppress(VMLabError):
-                snapshots[identity] = store.snapshot(identity)
-        keep, layers, bases, unreadable = _referenced(store, snapshots)
-        folders = list((store.home / "snapshots").glob("[!.]*"))
-        done.unreadable = sum(folder.name not in snapshots for folder in folders) + unreadable
-        for identity in snapshots.keys() - keep if not unreadable else ():
+        rubbish = _rubbish(store, _YOUNG)
+        done.unreadable = rubbish.unreadable
+        for identity in rubbish.snapshots:
             done.snapshots += 1
             done.bytes += _remove(store.snapshot_folder(identity))
             (store.home / "cache" / "checked" / identity).unlink(missing_ok=True)
-            store.hold_path(identity).unlink(missing_ok=True)
-        if not done.unreadable:
-            for file in (store.home / "layers").glob("[!.]*"):
-                # The disk before its record, so that what is left of it is found again if we die in between.
-                if file.stem not in layers and file.suffix == ".qcow2" and _age(file) > _YOUNG:
-                    done.layers += 1
-                    done.bytes += _remove(file)
-                    file.with_suffix(".json").unlink(missing_ok=True)
-                elif (
-                    file.stem not in layers
-                    and not file.with_suffix(".qcow2").exists()
-                    and _age(file) > _YOUNG
-                ):
-                    file.unlink(missing_ok=True)
-            for folder in (store.home / "bases").glob("[!.]*"):
-                if folder.name not in bases and _age(folder) > _YOUNG:
-                    done.bases += 1
-                    done.bytes += _remove(folder)
-        done.bytes += _clear_compared(store, keep)
-        for pattern in (
-            "snapshots/.new-*",
-            "bases/.new-*",
-            "images/.new-gone-*",
-            "machines/.gone-*",
-            "cache/compared/.new-*",
-        ):
-            for half in store.home.glob(pattern):
-                if _age(half) > _ABANDONED:
-                    done.bytes += _remove(half)
+            locks.remove(store.hold_path(identity))
+        for file in rubbish.layers:
+            # The disk before its record, so that what is left of it is found again if we die in between.
+            done.layers += 1
+            done.bytes += _remove(file)
+            for suffix in (".json", ".digest"):
+                file.with_suffix(suffix).unlink(missing_ok=True)
+        for file in rubbish.records:
+            file.unlink(missing_ok=True)
+        for folder in rubbish.bases:
+            done.bases += 1
+            done.bytes += _remove(folder)
+        done.bytes += sum(_remove(folder) for folder in rubbish.folders)
+        for path in (store.home / "locks").iterdir():
+            # Of those who died with one.
+            if path != store.lock_path("@store") and _age(path) > _YOUNG:
+                locks.remove(path)
         store.keep_spare()
+    done.later = waiting(store)
+    if done.later:
+        collect_later(store)
     return done
 
 
-def _clear_compared(store: Store, keep: set[str]) -> int:
-    """Delete what comparing has kept of snapshots that are gone, and return the bytes."""
-    for path in (store.home / "locks").glob("*.hold"):
-        if _age(path) > _YOUNG and not locks.is_held(path):
-            path.unlink(missing_ok=True)
-    folders = (store.home / "cache" / "compared").glob("[!.]*")
-    return sum(_remove(folder) for folder in folders if folder.name not in keep)
+@dataclass
+class _Referenced:
+    """What something refers to, and how many records, but those of snapshots, could not be read."""
+
+    snapshots: set[str]
+    layers: set[str]
+    bases: set[str]
+    unreadable: int
 
 
 def _referenced(
-    store: Store, snapshots: dict[str, SnapshotRecord]
-) -> tuple[set[str], set[str], set[str], int]:
-    """Return the snapshots, layers and bases that something refers to, and how many records could not be read."""
-    bases = {store.base_id(name) for name in store.image_names()}
+    store: Store, snapshots: dict[str, SnapshotRecord], damaged: set[str], young: float
+) -> _Referenced:
+    """Return what something refers to: of these snapshots, of those that cannot be read, and of layers and bases."""
+    bases = _image_bases(store)
     roots: set[str] = set()
     tops: set[str] = set()
     owners = set()
@@ -166,32 +258,75 @@ def _referenced(
         owners.add(machine.uuid)
         bases.add(machine.spec.base)
         tops.update(machine.layers.values())
-        tops.update((machine.pending or {}).get("layers", {}).values())
+        tops.update(machine.pending.layers.values() if machine.pending else ())
         roots.update(
-            s for s in (machine.resume, machine.mapped, machine.undo, machine.here, machine.root) if s
+            s
+            for s in (
+                machine.continues,
+                machine.mapped,
+                machine.whole if host.is_alive(machine.whole_run) else None,
+                machine.undo,
+                machine.here,
+                machine.root,
+            )
+            if s
         )
     for identity, record in snapshots.items():
-        forgotten = _forgotten(store, identity)
+        forgotten = store.label(identity).forgotten
         alive = record.machine in owners if record.kind == "snapshot" else record.spec.base in bases
         # A new one may belong to an operation that has not written its machine's record yet.
-        young = _age(store.snapshot_folder(identity)) < _YOUNG
+        is_young = _age(store.snapshot_folder(identity)) < young
         if record.kind == "present":
             alive = locks.is_held(store.hold_path(identity))
-        if not forgotten and (young or (alive and record.kind != "undo")):
+        if not forgotten and (is_young or (alive and record.kind != "undo")):
             roots.add(identity)
+    roots.update(identity for identity in damaged if _is_missed(store, identity, owners))
     keep: set[str] = set()
-    for identity in roots & snapshots.keys():
+    for identity in roots & (snapshots.keys() | damaged):
         keep.add(identity)
-        ram = snapshots[identity].ram
+        ram = snapshots[identity].ram if identity in snapshots else None
         if ram is not None and ram.base:
             keep.add(ram.base)
     for identity in keep & snapshots.keys():
         tops.update(snapshots[identity].layers.values())
         bases.add(snapshots[identity].spec.base)
     # The same holds for new layers.
-    tops.update(file.stem for file in (store.home / "layers").glob("[!.]*.json") if _age(file) < _YOUNG)
+    tops.update(file.stem for file in (store.home / "layers").glob("[!.]*.json") if _age(file) < young)
     layers, broken = _chains(store, tops, bases)
-    return keep, layers, bases, unreadable + broken
+    return _Referenced(keep, layers, bases, unreadable + broken)
+
+
+def _is_missed(store: Store, snapshot: str, owners: set[str]) -> bool:
+    """Whether a snapshot that cannot be read is somebody's: it stays, since its manifest may come back."""
+    label = store.label(snapshot)
+    if label.forgotten:
+        return False
+    owner = store.damaged(snapshot).machine
+    if label.kind in ("ready", "undo", "present"):
+        # Nobody sees it. A machine that stands on it says so in its record; a ready state is made anew.
+        return False
+    return not owner or owner in owners
+
+
+def _image_bases(store: Store) -> set[str]:
+    """Return the bases of images, and where an image cannot be read, all that may be of it."""
+    bases, damaged = set(), set()
+    for name in store.image_names():
+        try:
+            store.image(name)
+            bases.add(store.base_id(name))
+        except (ImageMissing, OSError):
+            damaged.add(name)
+        except NotFound:
+            continue
+    for folder in store.base_folders() if damaged else ():
+        try:
+            image = store.base(folder.name).get("image")
+        except ImageMissing:
+            image = None
+        if image is None or image in damaged:
+            bases.add(folder.name)
+    return bases
 
 
 def _chains(store: Store, tops: set[str], bases: set[str]) -> tuple[set[str], int]:
@@ -209,16 +344,11 @@ def _chains(store: Store, tops: set[str], bases: set[str]) -> tuple[set[str], in
                     bases.add(layer.base.partition("/")[0])
                 if layer.flat:
                     left.append(layer.flat)
-        except FileNotFoundError:
-            # Either it has gone meanwhile, or what lies below it is not known any more.
-            unreadable += store.layer_path(top).exists()
-        except VMLabError:
-            unreadable += 1
+        except RecordDamaged as error:
+            # Where it is gone, either it has gone meanwhile, or what lies below it is not known any more.
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            unreadable += not gone or store.layer_path(top).exists()
     return layers, unreadable
-
-
-def _forgotten(store: Store, snapshot: str) -> bool:
-    return store.label(snapshot).forgotten
 
 
 def _remove(path: Path) -> int:
@@ -236,8 +366,6 @@ def _remove(path: Path) -> int:
 
 
 def _age(path: Path) -> float:
-    import time
-
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -19,6 +19,8 @@ from typing import Literal, Self
 
 from asyncinotify import Event, Inotify, Mask, Watch
 
+from vmlab.store import places
+
 #: A folder's entries come and go by these. Records and finished folders are renamed into place.
 _ENTRIES = Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.ONLYDIR
 _RENAMED = Mask.MOVED_TO | Mask.ONLYDIR
@@ -50,12 +52,6 @@ class StoreWatch:
     ----------
     home
         The store's folder.
-
-    Examples
-    --------
-    >>> with StoreWatch(lab.home) as watch:  # doctest: +SKIP
-    ...     async for change in watch.changes():
-    ...         print(change)
     """
 
     def __init__(self, home: Path) -> None:
@@ -64,7 +60,7 @@ class StoreWatch:
         # Folders with one folder each for what they hold: what it is, and the file in it whose replacement is a change.
         self._kinds: dict[Path, tuple[Literal["machine", "snapshot"], str]] = {
             home / "machines": ("machine", "machine.json"),
-            home / "snapshots": ("snapshot", "label.json"),
+            places.snapshot_folder(home): ("snapshot", "label.json"),
         }
         #: The watches of what these folders hold.
         self._followed: dict[Path, Watch] = {}

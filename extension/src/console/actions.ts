@@ -61,10 +61,10 @@ export class Actions {
         disabled: busy || !this._model?.can_undo,
         run: () => void this._act('undo')
       },
-      state === 'paused'
+      state === 'paused' || state === 'asleep'
         ? {
             id: 'pause',
-            label: 'Resume',
+            label: state === 'asleep' ? 'Wake' : 'Resume',
             icon: 'resume',
             rank: 4,
             disabled: busy,

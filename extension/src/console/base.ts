@@ -1,6 +1,7 @@
 /** What a screen and a serial line have in common. */
 import { Actions } from './actions';
 import { type Channel, type ChannelEvents, Connection } from './connection';
+import { presses, setQuiet } from './dom';
 import { words } from './faces';
 import { Frame } from './frame';
 import { Grip, RELEASE } from './grip';
@@ -32,7 +33,13 @@ export abstract class View {
     const { machine, api, events, readOnly = false, minimised = false } = _options;
     this._readOnly = readOnly;
     this._minimised = minimised;
-    this._frame = new Frame(host, _kind, machine, () => this._layout());
+    this._frame = new Frame(
+      host,
+      _kind,
+      machine,
+      () => this._layout(),
+      event => this._isFree && !presses(event)
+    );
     this._actions = api ? new Actions(api, machine, this._frame, () => this._connection) : null;
     this._connection = new Connection({
       machine,
@@ -65,11 +72,14 @@ export abstract class View {
       }
     });
     root.addEventListener('keydown', event => {
-      if (this._minimised && (event.key === 'Enter' || event.key === ' ')) {
+      if (this._minimised && presses(event)) {
         event.preventDefault();
         this.minimised = false;
       }
     });
+    for (const type of ['focusin', 'focusout']) {
+      root.addEventListener(type, () => this._hush());
+    }
     document.addEventListener('fullscreenchange', this._fullScreenChanged);
     this._want();
     this._update();
@@ -182,6 +192,23 @@ export abstract class View {
     return this._grip.held;
   }
 
+  /**
+   * Whether the keyboard waits at the console, and the guest has let go: its keys are for whatever is around then. Not so
+   * where it can only be looked at: who types there believes to type in the guest.
+   */
+  private get _isFree(): boolean {
+    const { activeElement } = document;
+    return this._minimised
+      ? activeElement === this._frame.root
+      : activeElement === this._handle && !this._held && !this._readOnly;
+  }
+
+  private _hush(): void {
+    const free = this._isFree;
+    setQuiet(this._handle, !free);
+    setQuiet(this._frame.stage, !free);
+  }
+
   protected _take(): void {
     if (!this._readOnly) {
       this._grip.take();
@@ -221,6 +248,7 @@ export abstract class View {
     });
     toolbar.update(this._tools());
     this._paint(said.face);
+    this._hush();
     // Count down the seconds until the next attempt.
     const counting = state.retryAt !== null && said.countdown !== '';
     if (!counting) {

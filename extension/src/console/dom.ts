@@ -21,8 +21,23 @@ export function h<K extends keyof HTMLElementTagNameMap>(
   return element;
 }
 
-/** JupyterLab runs no shortcut while an element with this attribute has the focus. */
-export const QUIET: Attributes = { 'data-lm-suppress-shortcuts': 'true' };
+/** JupyterLab runs no shortcut while an element with this attribute, or one inside of it, has the focus. */
+const SUPPRESSES = 'data-lm-suppress-shortcuts';
+export const QUIET: Attributes = { [SUPPRESSES]: 'true' };
+
+export function setQuiet(element: Element, quiet: boolean): void {
+  if (quiet) {
+    element.setAttribute(SUPPRESSES, 'true');
+  } else {
+    element.removeAttribute(SUPPRESSES);
+  }
+}
+
+/** Whether a key presses what has the focus, as if it were a button. */
+export function presses(event: KeyboardEvent): boolean {
+  const plain = !event.ctrlKey && !event.altKey && !event.metaKey && !event.shiftKey;
+  return plain && (event.key === 'Enter' || event.key === ' ');
+}
 
 /** Put the style sheet where `host` is: into the page, or into the shadow tree that it is in. */
 export function adoptStyle(host: HTMLElement): void {
@@ -33,9 +48,13 @@ export function adoptStyle(host: HTMLElement): void {
   }
 }
 
-/** Keep key presses from whatever is around: a notebook would take them for commands. */
-export function keepKeys(element: HTMLElement): void {
+/** Keep key presses from whatever is around: a notebook would take them for commands. But for those that `pass`. */
+export function keepKeys(element: HTMLElement, pass: (event: KeyboardEvent) => boolean = () => false): void {
   for (const type of ['keydown', 'keyup', 'keypress'] as const) {
-    element.addEventListener(type, event => event.stopPropagation());
+    element.addEventListener(type, event => {
+      if (!pass(event)) {
+        event.stopPropagation();
+      }
+    });
   }
 }

@@ -42,6 +42,8 @@ export function words(state: State, name: string, can: boolean, now: number): Wo
       return say('');
     case 'paused':
       return say('Paused', 'The guest stands still; nothing is lost.', 'resume', 'Resume');
+    case 'asleep':
+      return say('Asleep', 'The guest has put itself to sleep.', 'resume', 'Wake');
     case 'crashed':
       return say(`${name} has crashed`, 'This is its last picture.', 'kill', 'Switch off');
     case 'connecting':

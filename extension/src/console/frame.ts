@@ -25,7 +25,9 @@ export class Frame {
     host: HTMLElement,
     private readonly _kind: 'vnc' | 'serial',
     private readonly _name: string,
-    resized: () => void
+    resized: () => void,
+    /** Which keys are for whatever is around. */
+    pass: (event: KeyboardEvent) => boolean
   ) {
     this.root = h('div', { class: `vmlab-console vmlab-console-${_kind}`, 'data-machine': _name });
     this.toolbar = new Toolbar(this.root, `Console of ${_name}`);
@@ -33,7 +35,7 @@ export class Frame {
     this.toolbar.title.title = _name;
     this.root.append(this.toolbar.element, this.stage);
     this.stage.append(this._overlay, this._notice);
-    keepKeys(this.root);
+    keepKeys(this.root, pass);
     host.append(this.root);
     adoptStyle(host);
     this._resize = new ResizeObserver(() => {

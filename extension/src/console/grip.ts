@@ -6,6 +6,8 @@
  * guest notices nothing of it, and Ctrl+Alt+F1, Ctrl+Alt+Del and AltGr are others. Escape belongs to the guest.
  */
 
+import { presses } from './dom';
+
 const MAC = /mac/i.test(navigator.platform);
 export const RELEASE = MAC ? 'Control+Option' : 'Ctrl+Alt';
 
@@ -33,7 +35,7 @@ export class Grip {
       }
     });
     handle.addEventListener('keydown', event => {
-      if (event.target === handle && (event.key === 'Enter' || event.key === ' ')) {
+      if (event.target === handle && presses(event)) {
         event.preventDefault();
         this.take();
       }

@@ -45,6 +45,7 @@ export type Happened =
 export type Face =
   | 'live'
   | 'paused'
+  | 'asleep'
   | 'crashed'
   | 'connecting'
   | 'waiting'
@@ -80,7 +81,7 @@ export function initial(options: { wanted: boolean; told: boolean }): State {
 
 /** Whether a machine in this state has a screen. Unknown counts as yes: the server will say. */
 export function runs(state: string | null): boolean {
-  return state === null || state === 'running' || state === 'paused' || state === 'crashed';
+  return state === null || ['running', 'paused', 'asleep', 'crashed'].includes(state);
 }
 
 /** How long to wait before attempt number `attempt` (from 0), in ms. */
@@ -192,7 +193,7 @@ export function face(state: State): Face {
     return state.problem;
   }
   if (state.link === 'connected' || !state.wanted) {
-    const still = state.machine === 'paused' || state.machine === 'crashed';
+    const still = ['paused', 'asleep', 'crashed'].includes(state.machine ?? '');
     if (still && state.doing === null) {
       return state.machine as Face;
     }

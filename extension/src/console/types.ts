@@ -3,7 +3,7 @@
 /** A machine as the REST API tells it; only the fields that a console uses. */
 export interface MachineModel {
   name: string;
-  /** `running`, `paused`, `off`, `suspended` or `crashed` */
+  /** `running`, `paused`, `asleep`, `off`, `suspended` or `crashed` */
   state: string;
   /** what somebody is doing to it right now (`revert`, `snapshot`, ...), or null */
   doing?: string | null;
@@ -65,7 +65,7 @@ export interface ConsoleOptions extends Partial<Look> {
   api?: Api;
   /** Events of the lab. Without them changes are noticed by trying again. */
   events?: Events;
-  /** The whole WebSocket URL, where it is not the Jupyter server's (the stand-alone gateway). */
+  /** The whole WebSocket URL, where it is not the Jupyter server's (the web console). */
   wsUrl?: string;
   /** Offered in the toolbar when given: show the same console somewhere else. */
   popOut?: () => void;

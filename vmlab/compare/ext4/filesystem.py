@@ -261,7 +261,7 @@ class Ext4:
             It is damaged: a directory is inside itself, for example.
         """
         root = self.inode(ROOT)
-        if not root.is_directory:
+        if not root.is_directory or not root.links:
             raise damaged("it has no root directory")
         seen = {ROOT}
         waiting = [(b"/", root)]
@@ -272,6 +272,9 @@ class Ext4:
             found = self.inodes(number for _, number in names)
             for name, number in names:
                 child = found[number]
+                if not child.links:
+                    # The name of a deleted file, which only damage leaves: a kernel does not open it either.
+                    continue
                 below = path.rstrip(b"/") + b"/" + name
                 yield below, child
                 if child.is_directory:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from vmlab.compare.ext4.superblock import Superblock, crc32c, damaged
 
-EXTENTS_FLAG, EA_INODE_FLAG, INLINE_FLAG = 0x80000, 0x200000, 0x10000000
+EXTENTS_FLAG, INLINE_FLAG = 0x80000, 0x10000000
 #: What `lsattr` shows and people set: undeletable, synchronous, immutable, append-only, no dump, no access times,
 #: journalled data, no tail merging, synchronous directory, top directory, verity, casefold, DAX, inherited project.
 _SHOWN_FLAGS = {

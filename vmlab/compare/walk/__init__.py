@@ -79,7 +79,7 @@ class Walk:
         self._socket, self._file = ours, ours.makefile("rb")
         self._end = weakref.finalize(self, _end, self._process, ours, self._file)
 
-    def open(self) -> list[Side]:
+    def open(self) -> list[Walked]:
         """Open what there is, and return a reader for each.
 
         They hold this object, not the other way round, so that it ends with the last of them.
@@ -91,7 +91,7 @@ class Walk:
         """
         answer, _ = self.ask({"do": "open", "kind": self.kind, "sides": self._places})
         self.label, self.notes = answer["label"], answer["notes"]
-        return [Side(self, number) for number in range(len(self._places))]
+        return [Walked(self, number) for number in range(len(self._places))]
 
     def changes(self, pages: Numbers, *, related: bool = True) -> list[Change[Node]]:
         """Return what differs between the two, which must be open, sorted by path.
@@ -173,8 +173,8 @@ def _change(words: dict[str, Any]) -> Change[Node]:
     return Change(before, after, tuple(words["what"]), words["renamed"], link, moved)
 
 
-class Side:
-    """A state, with what :class:`~vmlab.compare.files.FileState` asks of a file system."""
+class Walked:
+    """A state's file system, with what :class:`~vmlab.compare.filestate.FileState` asks of a file system."""
 
     def __init__(self, walk: Walk, side: int) -> None:
         self._walk, self._side = walk, side

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Node:
-    """A file, directory or the like; see :class:`~vmlab.compare.files.FileState`.
+    """A file, directory or the like; see :class:`~vmlab.compare.filestate.FileState`.
 
     Attributes
     ----------
