@@ -29,6 +29,7 @@ from vmlab.records import (
     write_json,
 )
 from vmlab.store import collect as collecting
+from vmlab.store import locks
 from vmlab.store import store as stores
 from vmlab.store.store import Store
 
@@ -236,6 +237,61 @@ def test_what_is_new_is_left_alone_with_all_that_it_stands_on(store: Store, mach
     collecting.collect(store)
     assert not list((store.home / "layers").iterdir())
     assert not list((store.home / "snapshots").iterdir())
+
+
+def test_whatever_happens_between_two_looks_nothing_is_lost(
+    store: Store, machine: MachineRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others take snapshots, keep presents and go back while somebody collects."""
+    looks = ("machine_names", "machine", "snapshot_folders", "snapshot", "label", "layer_chain")
+    first, made, left = take(store, machine), list[str](), 0
+
+    def look_at_present() -> None:
+        made.append(new_snapshot(store, machine, store.add_layers(machine.layers), kind="present"))
+        held.append(locks.Hold(store.hold_path(made[-1])))
+
+    def keep_for_undo_and_go_back() -> None:
+        made.append(new_snapshot(store, machine, machine.layers, kind="undo", base=first))
+        machine.layers, machine.undo = store.add_layers(store.snapshot(first).layers), made[-1]
+        store.save_machine(machine)
+
+    def take_one() -> None:
+        made.append(take(store, machine))
+
+    def watch(name: str) -> None:
+        original = getattr(Store, name)
+
+        def looked(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            found = original(*args, **options)
+            left -= 1
+            if left == 0:
+                happens()
+            return found
+
+        monkeypatch.setattr(Store, name, looked)
+
+    for name in looks:
+        watch(name)
+    held: list[locks.Hold] = []
+    for happens in (look_at_present, keep_for_undo_and_go_back, take_one):
+        for number in range(1, 100):
+            made.clear()
+            grow_old(store)
+            left = number
+            collecting.collect(store)
+            if left > 0:
+                break
+            assert all(usable(store, identity) for identity in made), (happens, number)
+            assert whole(store, machine.layers["vda"]), (happens, number)
+            for hold in held:
+                hold.release()
+            left = 0
+            for identity in made:
+                if identity != machine.undo:
+                    collecting.forget(store, identity)
+        else:
+            raise AssertionError("it never came to its end")
 
 
 @pytest.mark.parametrize("harm", ["manifest", "machine", "layer"])

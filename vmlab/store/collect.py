@@ -137,20 +137,18 @@ class _Rubbish:
 
 def _rubbish(store: Store, young: float) -> _Rubbish:
     """Return what nothing refers to; what is younger than ``young`` seconds may still be meant for something."""
-    snapshots: dict[str, SnapshotRecord] = {}
-    for identity in store.snapshot_ids():
-        with contextlib.suppress(VMLabError):
-            snapshots[identity] = store.snapshot(identity)
-    damaged = {
-        folder.name for folder in store.snapshot_folders() if folder.name not in snapshots and folder.exists()
-    }
-    found = _referenced(store, snapshots, damaged, young)
+    found = _referenced(store, young)
     # As long as a record cannot be read nobody knows what it refers to.
-    gone = (snapshots.keys() | damaged) - found.snapshots if not found.unreadable else set()
-    unreadable = found.unreadable + len(damaged & found.snapshots)
+    gone = found.known - found.snapshots if not found.unreadable else set()
+    unreadable = found.unreadable + len(found.damaged & found.snapshots)
     rubbish = _Rubbish(gone, [], [], [], _halves(store), unreadable)
     for cached in (store.compared_folder(), store.folded_folder()):
-        rubbish.folders += [folder for folder in cached.glob("[!.]*") if folder.name not in found.snapshots]
+        # What is young may be of a snapshot that came after all had been looked at.
+        rubbish.folders += [
+            folder
+            for folder in cached.glob("[!.]*")
+            if folder.name not in found.snapshots and (folder.name in gone or _age(folder) > young)
+        ]
     if unreadable:
         return rubbish
     for file in (store.home / "layers").glob("[!.]*"):
@@ -230,18 +228,32 @@ def collect(store: Store) -> Collected:
 
 @dataclass
 class _Referenced:
-    """What something refers to, and how many records, but those of snapshots, could not be read."""
+    """What something refers to, and what was looked at.
 
+    Attributes
+    ----------
+    known, damaged
+        The snapshots that there were, and those of them that cannot be read.
+    snapshots, layers, bases
+        What something refers to.
+    unreadable
+        How many records, but those of snapshots, could not be read.
+    """
+
+    known: set[str]
+    damaged: set[str]
     snapshots: set[str]
     layers: set[str]
     bases: set[str]
     unreadable: int
 
 
-def _referenced(
-    store: Store, snapshots: dict[str, SnapshotRecord], damaged: set[str], young: float
-) -> _Referenced:
-    """Return what something refers to: of these snapshots, of those that cannot be read, and of layers and bases."""
+def _referenced(store: Store, young: float) -> _Referenced:
+    """Return what something refers to.
+
+    Others work meanwhile. A snapshot is there before its machine moves on from the layers that it holds: so machines
+    are read first, then snapshots, each once, and new layers last.
+    """
     bases = _image_bases(store)
     roots: set[str] = set()
     tops: set[str] = set()
@@ -271,6 +283,7 @@ def _referenced(
             )
             if s
         )
+    snapshots, damaged = _snapshots(store)
     for identity, record in snapshots.items():
         forgotten = store.label(identity).forgotten
         alive = record.machine in owners if record.kind == "snapshot" else record.spec.base in bases
@@ -293,7 +306,21 @@ def _referenced(
     # The same holds for new layers.
     tops.update(file.stem for file in (store.home / "layers").glob("[!.]*.json") if _age(file) < young)
     layers, broken = _chains(store, tops, bases)
-    return _Referenced(keep, layers, bases, unreadable + broken)
+    return _Referenced(snapshots.keys() | damaged, damaged, keep, layers, bases, unreadable + broken)
+
+
+def _snapshots(store: Store) -> tuple[dict[str, SnapshotRecord], set[str]]:
+    """Return the snapshots that there are, and the ids of those that cannot be read."""
+    snapshots: dict[str, SnapshotRecord] = {}
+    damaged = set()
+    for folder in store.snapshot_folders():
+        try:
+            snapshots[folder.name] = store.snapshot(folder.name)
+        except VMLabError:
+            # Not one that has gone meanwhile.
+            if folder.exists():
+                damaged.add(folder.name)
+    return snapshots, damaged
 
 
 def _is_missed(store: Store, snapshot: str, owners: set[str]) -> bool:
