@@ -62,7 +62,7 @@ def tries(machine: Machine, victims: tuple[Victim, Victim | None]) -> dict[str, 
     ]
     where = {a: four.port for a in ("10.0.2.2", "10.0.2.3", "10.0.2.4", *own) if a != "127.0.0.1"}
     if six is not None:
-        machine.execute("ip -6 addr add fec0::99/64 dev eth0")
+        machine.succeed("ip -6 addr add fec0::99/64 dev eth0")
         machine.wait_until_succeeds("ping -6 -c 1 -W 1 fec0::2", 60)
         where["fec0::2"] = six.port
     script = "".join(
