@@ -359,6 +359,16 @@ def test_a_containers_limit_counts(ram: Callable[..., None]) -> None:
     assert host.available_memory() == 924 << 20
 
 
+def test_a_store_in_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "DISK_NEEDED", 0)
+    monkeypatch.setattr(doctor, "DISK_ADVISED", 0)
+    assert doctor._disk(Path(__file__).parent).ok is True
+    found = doctor._disk(Path("/dev/shm/vmlab-store"))
+    assert found.ok is None
+    assert "tmpfs" in found.detail
+    assert "VMLAB_HOME" in found.fix
+
+
 def test_a_report_in_a_terminal_and_in_html_is_plain_and_escaped() -> None:
     report = Report(
         [

@@ -28,6 +28,7 @@ from vmlab.hypervisor.accelerator import best_accelerator
 from vmlab.hypervisor.account import Account, find_program
 from vmlab.render import page, units
 from vmlab.render.view import View
+from vmlab.store.opening import filesystem
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -365,6 +366,15 @@ def _disk(store: Path) -> Finding:
         )
     if usage.free < DISK_ADVISED:
         return Finding("disk", None, value, "a live snapshot of the desktop takes about half a gigabyte")
+    if filesystem(there.resolve()) == "tmpfs":
+        return Finding(
+            "disk",
+            None,
+            value,
+            "it is in memory (tmpfs): all is gone when the host restarts, and when it is full, guests end instead "
+            "of waiting for room",
+            "set VMLAB_HOME to a folder on a disk",
+        )
     return Finding("disk", True, value)
 
 
