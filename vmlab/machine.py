@@ -641,10 +641,7 @@ class Snapshot(Shown):
     def verify(self) -> proof.Verification:
         """Prove that it continues exactly where it was taken: registers, RAM, screen, and disks down to the image.
 
-        Raises
-        ------
-        WrongState
-            It is offline.
+        Of one that is offline there are only disks, and they are held against the digests that were taken.
         """
         return proof.verify(self._store, self._record, self.name)
 

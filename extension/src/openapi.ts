@@ -1353,7 +1353,8 @@ export interface components {
         Verification: {
             snapshot: string;
             machine: string;
-            registers: boolean;
+            /** @description null: no guest ran, so there are none */
+            registers: boolean | null;
             ram: boolean | null;
             screen: boolean | null;
             files: boolean;

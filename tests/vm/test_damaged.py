@@ -28,6 +28,7 @@ from vmlab.errors import (
 from vmlab.guest.wait import until
 from vmlab.lab import Lab
 from vmlab.machine import Machine, Snapshot
+from vmlab.machines import digests
 from vmlab.views import dispatch
 
 # -- one record -------------------------------------------------------------------------------------------------------
@@ -423,6 +424,38 @@ def test_a_file_is_not_what_it_was(name: str, harm: str, ours: Lab, victim: Mach
     assert "vda: " in found.covered[0]
     assert "disk.qcow2" in found.covered[1]
     assert "disks identical" in str(found)
+
+
+@pytest.mark.parametrize("name", ["layer", "layer below", "base's disk"])
+def test_what_an_offline_snapshot_holds_is_verified(name: str, ours: Lab, victim: Machine) -> None:
+    """It has no RAM; its disks are held against the digests that were taken."""
+    with victim.fork(snapshot="second") as off:
+        off.succeed("dd if=/dev/urandom of=/root/much bs=64k count=16 && sync")
+        off.stop()
+        snapshot = off.snapshot("off")
+        digests.run(ours.store)
+        found = snapshot.verify()
+        assert found.ok
+        assert (found.registers, found.ram, found.screen, found.disk_contents) == (None, None, None, True)
+        assert found.rip == ()
+        assert str(found) == f"{off.name}@off: disks identical"
+        assert "identical" in dispatch.text(found)
+        assert "vda: " in found.covered[0]
+        disk = blocks.Disk(ours.store.layer_path(snapshot._record.layers["vda"]))
+        region = disk.region(0)
+        # One of its files that holds something which the guest sees.
+        seen = sorted({int(number) for number in region.layer[region.kind == blocks.PLAIN]})
+        number = {"layer": seen[0], "layer below": seen[1], "base's disk": seen[-1]}[name]
+        assert number == {"layer": 0, "layer below": number, "base's disk": len(disk.layers) - 1}[name]
+        (own,) = ((region.kind == blocks.PLAIN) & (region.layer == number)).nonzero()
+        path = disk.layers[number].path.resolve()
+        with harmed(path, "flipped", int(region.where[own[0]])):
+            found = snapshot.verify()
+            assert not found.ok
+            assert path.name in "; ".join(found.differences)
+        with harmed(path, "cut", None), pytest.raises((SnapshotDamaged, ImageMissing)):
+            snapshot.verify()
+        assert snapshot.verify().ok
 
 
 @pytest.mark.parametrize("harm", FILE_HARMS[:3])

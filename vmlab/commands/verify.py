@@ -4,7 +4,7 @@ It is restored in a guest that is thrown away, and compared before the first ins
 
 CPU registers, all of the RAM, the devices and the screen are compared with what was recorded when the
 snapshot was taken, and all disks down to the image with the digests that were taken in the background
-soon after. It says what it covered. The machine itself is not touched.
+soon after; of a machine that was off, the disks. It says what it covered. The machine itself is not touched.
 
 Examples
 --------

@@ -1,7 +1,8 @@
 """The proof that a snapshot continues exactly where it was taken.
 
 A throw-away guest is started from it and stays stopped before its first instruction. Its registers, its screen and,
-through a save of its own, all of its RAM are compared with what was recorded when the snapshot was taken.
+through a save of its own, all of its RAM are compared with what was recorded when the snapshot was taken. Of one that
+was taken of a machine which was off, the disks are all there is.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vmlab.engine import load, mapped_ram, save, stream
 from vmlab.engine.mapped_ram import PAGE
-from vmlab.errors import SnapshotDamaged, VMLabError, WrongState
+from vmlab.errors import SnapshotDamaged, VMLabError
 from vmlab.hypervisor.domain import Domain
 from vmlab.machines import digests
 from vmlab.machines.throwaway import fork
-from vmlab.records import SnapshotRecord
+from vmlab.records import RamRecord, SnapshotRecord
 from vmlab.render.shown import Shown
 from vmlab.store.store import Store
 
@@ -31,7 +32,7 @@ class Verification(Shown):
     Attributes
     ----------
     registers, ram, screen
-        Whether they equal what was recorded; None where there was nothing to compare (no screen, no digest).
+        Whether they equal what was recorded; None where there was nothing to compare: no guest ran, it has no screen.
     files
         Whether the snapshot's files still have the content that was written.
     disk_contents
@@ -40,18 +41,18 @@ class Verification(Shown):
     covered
         What was read of the disks, in words.
     rip
-        The address of the instruction that comes next, in hexadecimal, for each CPU.
+        The address of the instruction that comes next, in hexadecimal, for each CPU; none where no guest ran.
     differences
         What differs, in words.
     """
 
     snapshot: str
     machine: str
-    registers: bool
+    registers: bool | None
     ram: bool | None
     screen: bool | None
     files: bool
-    rip: tuple[str, ...]
+    rip: tuple[str, ...] = ()
     ram_bytes: int = 0
     differences: list[str] = field(default_factory=list)
     disk_contents: bool | None = None
@@ -60,7 +61,7 @@ class Verification(Shown):
     @property
     def ok(self) -> bool:
         """Whether nothing differs."""
-        return self.registers and self.files and False not in (self.ram, self.screen, self.disk_contents)
+        return self.files and False not in (self.registers, self.ram, self.screen, self.disk_contents)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it by name."""
@@ -79,7 +80,8 @@ class Verification(Shown):
                 )
                 if value
             ]
-            return f"{self.machine}@{self.snapshot}: resumes at {where}; {', '.join(parts)} identical"
+            resumes = f"resumes at {where}; " if where else ""
+            return f"{self.machine}@{self.snapshot}: {resumes}{', '.join(parts) or 'its files'} identical"
         return f"{self.machine}@{self.snapshot}: NOT identical: {'; '.join(self.differences)}"
 
 
@@ -89,42 +91,61 @@ def next_instructions(registers: str) -> tuple[str, ...]:
 
 
 def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
-    """Continue a live snapshot in a throw-away guest and compare it, before its first instruction, with the record.
+    """Hold a snapshot's files and disks against what was recorded; and, if it is live, a guest that continues it.
+
+    That is a throw-away guest, which is compared before its first instruction.
 
     Raises
     ------
-    WrongState
-        The snapshot is offline: there is nothing to continue.
     SnapshotDamaged, SnapshotIncompatible
         It cannot be continued at all.
     """
     record = store.snapshot(record.id)
-    if record.ram is None:
-        raise WrongState(
-            f"The snapshot '{name}' is offline: it holds no RAM, so nothing resumes from it.",
-            hint="a snapshot of a running machine can be verified",
-        )
     load.check(store, record)
+    differences = _files(store, record)
+    files = not differences
+    disks = digests.check(store, record)
+    differences += disks.differences
+    found = Verification(
+        snapshot=name,
+        machine=record.machine_name,
+        registers=None,
+        ram=None,
+        screen=None,
+        files=files,
+        disk_contents=disks.same,
+        covered=disks.covered,
+        differences=differences,
+    )
+    return found if record.ram is None else _guest(store, record, record.ram, found)
+
+
+def _files(store: Store, record: SnapshotRecord) -> list[str]:
+    """Return what is wrong with the files of a snapshot, in words."""
     differences: list[str] = []
-    folder = store.snapshot_folder(record.id)
-    try:
-        load.check_contents(store, record)
-        if record.ram.base is not None:
-            load.check_contents(store, store.snapshot(record.ram.base))
-    except VMLabError as error:
-        differences.append(error.message)
-    origin, changed, pages = record.ram.origin, record.ram.changed, record.ram.size // PAGE
-    if origin and mapped_ram.read_list(folder / "changed", origin, changed, pages) is None:
-        # It costs comparisons time, and nothing else; so a revert does not mind.
-        differences.append("the list of changed pages is damaged")
+    if record.ram is not None:
+        try:
+            load.check_contents(store, record)
+            if record.ram.base is not None:
+                load.check_contents(store, store.snapshot(record.ram.base))
+        except VMLabError as error:
+            differences.append(error.message)
+        origin, changed, pages = record.ram.origin, record.ram.changed, record.ram.size // PAGE
+        path = store.snapshot_folder(record.id) / "changed"
+        if origin and mapped_ram.read_list(path, origin, changed, pages) is None:
+            # It costs comparisons time, and nothing else; so a revert does not mind.
+            differences.append("the list of changed pages is damaged")
     for file in record.files:
         try:
             load.need_file(store, record, file)
         except SnapshotDamaged as error:
             differences.append(error.message)
-    files = not differences
-    disks = digests.check(store, record)
-    differences += disks.differences
+    return differences
+
+
+def _guest(store: Store, record: SnapshotRecord, recorded: RamRecord, found: Verification) -> Verification:
+    """Hold a guest that continues a snapshot against what was recorded, and add how that came out."""
+    folder, differences = store.snapshot_folder(record.id), found.differences
     with fork(store, record, "verify", stem="verify", paused=True) as (machine, domain):
         # Of its name, so that a collection finds it, should this process die.
         scratch = store.account.make_dir(store.home / "cache" / machine.name)
@@ -140,26 +161,21 @@ def verify(store: Store, record: SnapshotRecord, name: str) -> Verification:
                 screen = same or _only_cursor(folder / "screen.png", scratch / "screen.png")
                 if not screen:
                     differences.append("the screen")
-            expected = save.may_take(store, machine, domain, record.ram.size)
+            expected = save.may_take(store, machine, domain, recorded.size)
             digest = ram_now(store, domain, scratch, expected)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    own = record.ram.digest if record.ram.base is None else ""
+    own = recorded.digest if recorded.base is None else ""
     ram = digest == (own or load.ram_digest(store, record))
     if not ram:
         differences.append("the RAM")
-    return Verification(
-        snapshot=name,
-        machine=record.machine_name,
+    return replace(
+        found,
         registers=registers == was,
         ram=ram,
         screen=screen,
-        files=files,
         rip=next_instructions(registers),
-        ram_bytes=record.ram.size,
-        disk_contents=disks.same,
-        covered=disks.covered,
-        differences=differences,
+        ram_bytes=recorded.size,
     )
 
 

@@ -198,20 +198,24 @@ export class Actions {
 
   async verify(machine: string, node: INode): Promise<void> {
     const id = Notification.emit(
-      `Verifying “${node.name}” of ${machine}: it is continued in a throw-away guest …`,
+      `Verifying “${node.name}” of ${machine}: ` +
+        (node.live ? 'it is continued in a throw-away guest …' : 'its disks are read …'),
       'in-progress',
       { autoClose: false }
     );
     try {
       const found = await this._model.api.verify(node.id);
-      const same = [found.registers && 'registers', found.ram && 'RAM', found.screen && 'screen'].filter(
-        Boolean
-      );
+      const same = [
+        found.registers && 'registers',
+        found.ram && 'RAM',
+        found.screen && 'screen',
+        found.disk_contents && 'disks'
+      ].filter(Boolean);
       Notification.update({
         id,
         type: found.ok ? 'success' : 'error',
         message: found.ok
-          ? `“${node.name}” continues exactly where it was taken: ${same.join(', ')} identical.`
+          ? `“${node.name}” continues exactly where it was taken: ${same.join(', ') || 'its files'} identical.`
           : `“${node.name}” would not continue exactly: ${found.differences.join('; ')}`,
         autoClose: found.ok ? OFFER : false
       });

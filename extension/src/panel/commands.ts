@@ -410,7 +410,6 @@ function snapshotCommands({ app, actions, state }: ICommandParts): ISnapshotComm
       label: 'Verify',
       asking: 'Verify a Snapshot…',
       caption: 'Prove that it continues exactly where it was taken',
-      when: node => node.live,
       run: ({ machine }, node) => actions.verify(machine, node)
     },
     {
