@@ -34,8 +34,10 @@ __all__ = ["QEMU", "Verdict", "best_accelerator", "cpu_flags", "probe", "verdict
 #: The QEMU that vmlab uses.
 QEMU = "qemu-system-x86_64"
 
-#: Seconds for the probe guest: 0.2 s under TCG and less under KVM; a KVM that needs more is of no use.
+#: Seconds of CPU time for the probe guest: 0.2 s under TCG and less under KVM; a KVM that needs more is of no use.
 PROBE_TIMEOUT = 10.0
+#: Seconds by the clock: a busy host is slow, but its KVM may be as good as any.
+PROBE_PATIENCE = 60.0
 
 #: Letters that the probe guest prints, and what each proves.
 STEPS = {
@@ -106,7 +108,7 @@ def verdict(who: Account | None = None, *, device: Path = Path("/dev/kvm"), agai
     """Find out what guests of ``who`` can be run with.
 
     Answers at once where KVM is out of the question, else from the cache, else by the probe guest (0.2 s; at most
-    :data:`PROBE_TIMEOUT`).
+    :data:`PROBE_TIMEOUT`, on a busy host :data:`PROBE_PATIENCE`).
 
     Parameters
     ----------
@@ -224,8 +226,8 @@ def probe(who: Account, accelerator: str, *, device: Path = Path("/dev/kvm")) ->
 
 def _wait(process: subprocess.Popen[Any], errors: Path) -> int | None:
     """Wait for the probe guest and return QEMU's exit status, None if it had to be ended."""
-    deadline = time.monotonic() + PROBE_TIMEOUT
-    while time.monotonic() < deadline:
+    end = time.monotonic() + PROBE_PATIENCE
+    while time.monotonic() < end and _cpu_seconds(process.pid) < PROBE_TIMEOUT:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(0.05)
         # QEMU does not end after this, it only stops the guest.
@@ -234,6 +236,14 @@ def _wait(process: subprocess.Popen[Any], errors: Path) -> int | None:
     process.kill()
     process.wait()
     return None
+
+
+def _cpu_seconds(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        # The fields behind the program's name: proc_pid_stat(5), 14 and 15.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _key(who: Account, device: Path, info: os.stat_result) -> dict[str, Any]:
