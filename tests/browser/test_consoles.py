@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from help.jupyter_page import (
+    CELL,
     Console,
     Notebook,
     Server,
@@ -69,6 +70,9 @@ def show(open_notebook: Open) -> Callable[..., tuple[Notebook, list[Console]]]:
         output = nb.run(1)
         consoles = [Console(output, machine.name) for machine in machines]
         for console in consoles:
+            # One that is below the page's end is let go after three seconds.
+            expect(console.root).to_be_attached(timeout=CELL)
+            console.root.scroll_into_view_if_needed()
             console.expect_live()
         return nb, consoles
 
