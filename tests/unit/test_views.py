@@ -12,6 +12,7 @@ import pytest
 from help.fakes import MIB, START, Image, Lab, Machine, Snapshot, Usage, lab, png, web
 from help.markup import parse
 from help.results import every_view
+from IPython.lib.pretty import pretty
 from PIL import Image as Pillow
 
 from vmlab import language
@@ -20,6 +21,7 @@ from vmlab.errors import VMLabError
 from vmlab.guest.agent import CommandResult
 from vmlab.machines.proof import Verification
 from vmlab.render import page, units
+from vmlab.render.shown import Shown
 from vmlab.render.view import View
 from vmlab.tree import PRESENT, Node, Tree, layout
 from vmlab.views import dispatch
@@ -101,6 +103,14 @@ def test_every_result_is_good_html_and_brings_only_what_it_needs_of_the_style_sh
     assert page.style(".vml.vml .a>tr:hover,.vml.vml b{x:y}.vml.vml .c{z:w}", '<table class="a b"><tr>') == (
         ".vml.vml .a>tr:hover,.vml.vml b{x:y}"
     )
+
+
+def test_every_object_that_has_a_view_shows_itself_so():
+    shown = [kind for kind in dispatch.as_view.registry if kind.__module__.startswith("vmlab.")]
+    assert [kind.__name__ for kind in shown if not issubclass(kind, Shown)] == []
+    result = CommandResult("web", "ls", 1, "one\n", "no such file\n", 0.2)
+    assert pretty(result) == "\none\nno such file\nexit 1 after 0.20 s"
+    assert "no such file" in result._repr_html_()
 
 
 def test_style_works_in_light_and_dark_and_takes_the_notebooks_theme():

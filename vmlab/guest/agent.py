@@ -42,6 +42,7 @@ from vmlab.errors import (
 )
 from vmlab.guest import GuestDomain, GuestEvents, serial
 from vmlab.guest.wait import seconds, until
+from vmlab.render.shown import Shown
 
 __all__ = ["CommandResult", "OnOutput", "Target", "execute", "script", "stream", "succeed", "wait_for_agent"]
 
@@ -192,7 +193,7 @@ for _name, _value in {
 
 
 @dataclass(frozen=True)
-class CommandResult:
+class CommandResult(Shown):
     """What a command in a guest did.
 
     Attributes

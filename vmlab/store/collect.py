@@ -16,6 +16,7 @@ from pathlib import Path
 from vmlab.errors import ImageMissing, NotFound, RecordDamaged, VMLabError
 from vmlab.hypervisor import host
 from vmlab.records import MachineRecord, SnapshotRecord
+from vmlab.render.shown import Shown
 from vmlab.store import detached, locks, places
 from vmlab.store.store import Store, allocated
 
@@ -28,7 +29,7 @@ _YOUNG = 60.0
 
 
 @dataclass
-class Collected:
+class Collected(Shown):
     """What a collection deleted.
 
     Attributes
