@@ -144,9 +144,12 @@ class Machine(Guest, Shown):
 
     @property
     def why(self) -> str | None:
-        """Why it is paused, asleep, off, crashed or damaged, in words; None where somebody wanted it so."""
+        """Why it is paused, asleep, off, crashed or damaged, in words; None where somebody wanted it so.
+
+        Of one that runs, which forwarded ports are not where they were asked for.
+        """
         try:
-            return condition_of(self._store, self._record)[1]
+            return _condition(self._store, self._record)[1]
         except RecordDamaged as error:
             return error.message
 
@@ -473,7 +476,7 @@ class Machine(Guest, Shown):
             record, here = self._record, self.here
         except RecordDamaged as error:
             return _damaged_json(self._name, error)
-        state, why = condition_of(self._store, record)
+        state, why = _condition(self._store, record)
         return {
             "name": record.name,
             "uuid": record.uuid,
@@ -488,6 +491,11 @@ class Machine(Guest, Shown):
             "description": record.description,
             "created": record.created,
         }
+
+
+def _condition(store: Store, record: MachineRecord) -> tuple[str, str | None]:
+    state, why = condition_of(store, record)
+    return state, "; ".join(record.displaced) or None if state == "running" else why
 
 
 def _damaged_json(name: str, error: RecordDamaged) -> dict[str, Any]:

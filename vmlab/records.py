@@ -378,6 +378,15 @@ class MachineRecord(_Record):
         """What libvirt knows it as."""
         return self.domain or self.name
 
+    @property
+    def displaced(self) -> tuple[str, ...]:
+        """Sentences about forwarded ports that are not where they were asked for."""
+        return tuple(
+            f"port {wanted} of this host was taken: port {guest} of {self.name} is at {host} until its next start"
+            for (wanted, _), (host, guest) in zip(self.forwards, self.forwarded, strict=False)
+            if wanted not in (0, host)
+        )
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Read it, also as it was written until vmlab 0.1 (``continues`` was ``resume``)."""

@@ -1252,7 +1252,7 @@ export interface components {
             name: components["schemas"]["Name"];
             uuid: string;
             state: components["schemas"]["State"];
-            /** @description Why it is paused, asleep, off, crashed or damaged, in words; null where somebody wanted it so */
+            /** @description Why it is paused, asleep, off, crashed or damaged, in words; null where somebody wanted it so. Of one that runs, which forwarded ports are not where they were asked for */
             why: string | null;
             /** @description What somebody does to it just now: snapshot, revert ... */
             doing: string | null;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from help.panel_page import SOON, accept, card, choose, open_panel, press, row, 
 from playwright.sync_api import Page, expect
 
 from vmlab.errors import VMLabError
+from vmlab.hypervisor.host import free_port
 from vmlab.lab import Lab
 from vmlab.machine import Machine, Snapshot
 
@@ -93,6 +95,25 @@ def test_buttons_do_what_they_say(panel: Page, lab: Lab, names: Names, tiny: Mac
     press(panel, name, "Start")
     until(lambda: tiny.state == "running", "running")
     state(panel, name, "running")
+
+
+def test_a_port_that_was_taken_is_said(panel: Page, lab: Lab, names: Names) -> None:
+    port = free_port()
+    machine = lab.create(names("port"), "tiny", forwards={port: 80}, start=False)
+    said = card(panel, machine.name).get_by_text(f"port {port} of this host was taken")
+    with socket.socket() as somebody:
+        somebody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        somebody.bind(("127.0.0.1", port))
+        somebody.listen()
+        press(panel, machine.name, "Start")
+        expect(said).to_be_visible(timeout=SOON)
+    choose(panel, card(panel, machine.name), "Pull the Plug")
+    until(lambda: machine.state == "off", "off")
+    press(panel, machine.name, "Start")
+    until(lambda: machine.state == "running", "running")
+    state(panel, machine.name, "running")
+    expect(said).to_have_count(0)
+    assert machine.forwards == ((port, 80),)
 
 
 def test_snapshots_are_taken_named_reverted_and_forgotten(

@@ -15,6 +15,7 @@ from vmlab.errors import NotFound, UsageError, VMLabError, WrongState
 from vmlab.hypervisor.host import free_port
 from vmlab.lab import Lab
 from vmlab.machine import Machine
+from vmlab.views.machines import MachineTable
 
 Names = Callable[..., str]
 MIB = 1 << 20
@@ -156,9 +157,13 @@ def test_a_port_that_was_asked_for_is_kept_in_mind(lab: Lab, names: Names) -> No
         ((other, _),) = web.forwards
         assert other != port
         assert any(str(port) in text and str(other) in text for text in said)
+        # Whoever comes later sees it too, until it is where it was asked for again.
+        for text in (web.why, str(MachineTable([web])), MachineTable([web]).html(), web.to_json()["why"]):
+            assert f"port {port} of this host was taken: port 80 of {web.name} is at {other}" in str(text)
         web.kill()
         web.start()
         assert web.forwards == ((port, 80),)
+        assert web.why is None
     finally:
         lab.tell = lambda _text: None
 

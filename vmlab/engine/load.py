@@ -420,8 +420,6 @@ def forward(store: Store, machine: MachineRecord, domain: Domain, *, again: bool
                 break
         else:
             raise HypervisorError(f"Port {guest} of {machine.name} could not be forwarded.", qemu=answer)
-        if host and port != host:
-            store.tell(
-                f"port {host} of this host is taken: port {guest} of {machine.name} is at {port} until its next start"
-            )
     machine.forwarded = tuple(done)
+    for sentence in machine.displaced:
+        store.tell(sentence)

@@ -71,7 +71,7 @@ class MachineRow:
     snapshots: int | None = None
     """Bytes on disk of its snapshots."""
     why: str | None = None
-    """Why it is in that state."""
+    """Why it is in that state; of one that runs, which ports are not where they were asked for."""
     trouble: str = ""
 
     @classmethod
@@ -95,7 +95,7 @@ class MachineRow:
                 snapshots=usage.snapshots,
                 here=here.name if here is not None else None,
                 forwards=tuple((int(host), int(guest)) for host, guest in machine.forwards),
-                why=machine.why if usage.state != "running" else None,
+                why=machine.why,
             )
         except VMLabError as error:
             hint = f" Next: {error.next_step}" if error.hint else ""

@@ -44,6 +44,8 @@ export function Card(props: IViewParts & { machine: IMachine; screens: Screens }
   const job = model.job('machine', name);
   const usage = model.usage(name);
   const expanded = state.isExpanded(name);
+  // What is not as it was asked for, of a machine that runs (a port that was taken), comes first.
+  const note = (machine.state === 'running' && machine.why) || machine.description;
   const openConsole = (): void => void commands.execute(CommandIDs.console, args);
 
   const card = React.useRef<HTMLLIElement>(null);
@@ -149,9 +151,9 @@ export function Card(props: IViewParts & { machine: IMachine; screens: Screens }
               {job.text}
             </div>
           ) : (
-            machine.description && (
-              <div className="jp-vmlab-dim jp-vmlab-ellipsis" title={machine.description}>
-                {machine.description}
+            note && (
+              <div className="jp-vmlab-dim jp-vmlab-ellipsis" title={note}>
+                {note}
               </div>
             )
           )}
