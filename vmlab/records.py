@@ -333,6 +333,8 @@ class MachineRecord(_Record):
     whole, whole_run
         The last snapshot of all of its RAM that was taken in the QEMU ``whole_run`` (``hypervisor.host.run_of``): its
         next ones hold what differs from that.
+    nvram
+        The snapshot whose firmware variables it boots with; None: those in its own folder.
     undo
         The abandoned present of the last revert.
     forwards
@@ -364,6 +366,7 @@ class MachineRecord(_Record):
     mapped: str | None = None
     whole: str | None = None
     whole_run: str = ""
+    nvram: str | None = None
     undo: str | None = None
     forwards: tuple[tuple[int, int], ...] = ()
     forwarded: tuple[tuple[int, int], ...] = ()

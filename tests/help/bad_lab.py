@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import uuid
@@ -121,3 +122,32 @@ def a_page(path: Path) -> int:
     with path.open("rb") as file:
         bitmap = mapped_ram.read_bitmap(file.fileno(), main)
     return main.pages_offset + int(bitmap.nonzero()[0][len(bitmap.nonzero()[0]) // 2]) * mapped_ram.PAGE
+
+
+@contextlib.contextmanager
+def harmed(path: Path, harm: str, at: int | None = None) -> Iterator[None]:
+    """Do harm to a copy of a file, which takes its place for a moment; ``at``: where to flip it."""
+    kept = path.parent.parent / f".kept-{uuid.uuid4().hex[:6]}"
+    path.rename(kept)
+    try:
+        if harm == "empty":
+            path.touch()
+        elif harm != "gone":
+            subprocess.run(["cp", "--reflink=auto", "--sparse=always", kept, path], check=True)
+            path.chmod(0o600)
+            size = path.stat().st_size
+            with path.open("r+b") as file:
+                if harm == "cut":
+                    file.truncate(size // 2)
+                else:
+                    file.seek(size // 2 if at is None else at)
+                    data = file.read(64)
+                    file.seek(-len(data), os.SEEK_CUR)
+                    file.write(bytes(byte ^ 0x55 for byte in data))
+        if path.exists():
+            shutil.copystat(kept, path)
+            shutil.chown(path, kept.stat().st_uid, kept.stat().st_gid)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        kept.rename(path)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import shutil
-import subprocess
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
-from help.bad_lab import a_page, mark, marks
+from help.bad_lab import a_page, harmed, mark, marks
 
 from vmlab.compare import blocks
 from vmlab.engine import delta, mapped_ram
@@ -332,35 +330,6 @@ REFUSED: dict[str, tuple[set[str], set[str]]] = {
 }
 
 
-@contextlib.contextmanager
-def harmed(path: Path, harm: str, at: int | None) -> Iterator[None]:
-    """Do harm to a copy of a file, which takes its place for a moment; ``at``: where to flip it."""
-    kept = path.parent.parent / f".kept-{uuid.uuid4().hex[:6]}"
-    path.rename(kept)
-    try:
-        if harm == "empty":
-            path.touch()
-        elif harm != "gone":
-            subprocess.run(["cp", "--reflink=auto", "--sparse=always", kept, path], check=True)
-            path.chmod(0o600)
-            size = path.stat().st_size
-            with path.open("r+b") as file:
-                if harm == "cut":
-                    file.truncate(size // 2)
-                else:
-                    file.seek(size // 2 if at is None else at)
-                    data = file.read(64)
-                    file.seek(-len(data), os.SEEK_CUR)
-                    file.write(bytes(byte ^ 0x55 for byte in data))
-        if path.exists():
-            shutil.copystat(kept, path)
-            shutil.chown(path, kept.stat().st_uid, kept.stat().st_gid)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        kept.rename(path)
-
-
 def _where(name: str, path: Path) -> int | None:
     """Return where a file is flipped, if not in its middle: where there is something."""
     if name == "ram":
@@ -424,6 +393,21 @@ def test_a_file_is_not_what_it_was(name: str, harm: str, ours: Lab, victim: Mach
     assert "vda: " in found.covered[0]
     assert "disk.qcow2" in found.covered[1]
     assert "disks identical" in str(found)
+
+
+@pytest.mark.parametrize("harm", FILE_HARMS)
+def test_a_log_is_not_what_it_was(harm: str, victim: Machine) -> None:
+    """What a guest wrote on its serial line is no part of any state: nothing stands or falls by it."""
+    with harmed(victim.folder / "serial.log", harm):
+        assert harm not in ("gone", "empty") or victim.serial() == ""
+        state = victim.snapshot(f"log {harm}")
+        victim.revert(state)
+        assert state.verify().ok
+        victim.send_serial("echo again-$((1 + 1))\n")
+        victim.wait_for_serial("again-2", timeout=60)
+        victim.revert("second")
+        state.forget()
+    assert marks(victim) == "second second"
 
 
 @pytest.mark.parametrize("name", ["layer", "layer below", "base's disk"])

@@ -1,4 +1,4 @@
-"""Images that are brought along: kernel and initrd, disks, CDs, UEFI."""
+"""Images that are brought along: kernel and initrd, disks, CDs."""
 
 from __future__ import annotations
 
@@ -109,30 +109,6 @@ def test_a_cd(lab: Lab, names: Names, image: Callable[[], str], tmp_path: Path) 
     machine.wait_for_serial("Hi", timeout=60)
     fork = machine.fork(names("cd2"))
     assert fork.state == "running"
-
-
-def test_uefi(lab: Lab, names: Names, image: Callable[[], str], tmp_path: Path) -> None:
-    disk = tmp_path / "disk.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 0x55 510 1", "-c", "write -P 0xaa 511 1", disk],
-                   check=True, capture_output=True)  # fmt: skip
-    name = image()
-    lab.import_image(name, disk, firmware="uefi", memory=128)
-    machine = lab.create(names("uefi"), name)
-    # No loader on the disk: the firmware's own shell.
-    machine.wait_for_serial("Shell>", timeout=180)
-    machine.type("set vmlab yes\n")
-    snapshot = machine.snapshot("shell")
-    assert snapshot.verify().ok
-    machine.type("set -d vmlab\n")
-    machine.revert("shell")
-    machine.type("echo answer-%vmlab%\n")
-    machine.wait_for_serial("answer-yes", timeout=60)
-    machine.kill()
-    off = machine.snapshot("off")
-    machine.start()
-    assert machine.revert(off).state == "off"
-    assert machine.revert("shell").state == "running"
 
 
 def test_a_wrong_checksum_leaves_nothing(lab: Lab, image: Callable[[], str], tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def check(store: Store, record: SnapshotRecord) -> None:
         _check_chain(store, layer, f"snapshot '{name}'")
     _check_base(store, record.spec, f"snapshot '{name}'")
     if record.ram is None:
+        if record.nvram:
+            need_file(store, record, "nvram.fd")
         return
     have = versions(store.account)["qemu"]
     if _numbers(have)[:2] < _numbers(record.qemu)[:2]:
@@ -252,6 +254,8 @@ def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
     _check_base(store, spec, machine.name)
     for layer in machine.layers.values():
         _check_chain(store, layer, machine.name)
+    if spec.firmware == "uefi":
+        _ready_nvram(store, machine)
     machine.starts += 1
     store.ready_layers(machine)
     if open_way(store, spec):
@@ -305,8 +309,10 @@ def start_from(
         object_id=mapped_ram.MAPPED_RAM,
     )
     stream = folded / "thin" if folded else folder / ("thin" if record.ram.base is None else "ram")
+    own = store.machine_folder(machine.name) / "nvram.fd"
+    had = own.read_bytes() if record.nvram and own.exists() else None
     if record.nvram:
-        _restore_nvram(store, machine, folder)
+        private.replace(own, (folder / "nvram.fd").read_bytes())
     machine.starts += 1
     store.ready_layers(machine)
     filtered = not isolated and open_way(store, machine.spec)
@@ -327,11 +333,14 @@ def start_from(
         forward(store, machine, domain)
         if not paused:
             domain.go()
-        machine.mapped, machine.continues = record.id, None
+        machine.mapped, machine.continues, machine.nvram = record.id, None, None
     except BaseException as error:
         gone = isinstance(error, VMLabError) and domain.pid is None
         with contextlib.suppress(HypervisorError):
             domain.destroy()
+        if had is not None:
+            with contextlib.suppress(OSError):
+                private.replace(own, had)
         if gone:
             raise HypervisorError(
                 f"QEMU ended while it took up the saved state of {domain.name}.",
@@ -365,9 +374,33 @@ def starter(store: Store) -> Path:
     return path
 
 
-def _restore_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
-    target = store.machine_folder(machine.name) / "nvram.fd"
-    private.replace(target, (folder / "nvram.fd").read_bytes())
+def _ready_nvram(store: Store, machine: MachineRecord) -> None:
+    """Make sure that a machine boots with the firmware variables that it is to have.
+
+    Raises
+    ------
+    SnapshotDamaged, RecordDamaged
+        They are damaged.
+    """
+    if machine.nvram is not None:
+        record = store.snapshot(machine.nvram)
+        private.replace(
+            store.machine_folder(machine.name) / "nvram.fd", need_file(store, record, "nvram.fd").read_bytes()
+        )
+        # From here on they are its own, also if it is not started.
+        machine.nvram = None
+        store.save_machine(machine)
+    path = store.nvram_path(machine)
+    wanted = domain_xml.UEFI_VARS.stat().st_size
+    size = path.stat().st_size if path.exists() else None
+    if size is None and machine.starts:
+        store.tell(f"the firmware variables of {machine.name} are gone: it starts with fresh ones")
+    elif size not in (None, wanted):
+        raise RecordDamaged(
+            f"The firmware variables of {machine.name} are damaged: nvram.fd has {size:,} bytes instead of {wanted:,}.",
+            hint=f"go back to a snapshot (`%vm revert {machine.name}`), or delete that file and start with fresh ones",
+            file=path,
+        )
 
 
 def is_loaded(domain: Domain) -> bool:

@@ -588,7 +588,7 @@ def convert_screen(folder: Path) -> str:
 
 
 def _keep_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
-    source = store.machine_folder(machine.name) / "nvram.fd"
+    source = store.nvram_path(machine)
     if source.exists():
         private.copy(source, folder / "nvram.fd")
 
@@ -634,7 +634,7 @@ def _record(
         genid=machine.genid,
         forwards=machine.forwards,
         address=machine.address,
-        nvram=(store.machine_folder(machine.name) / "nvram.fd").exists(),
+        nvram=store.nvram_path(machine).exists(),
         qemu=versions(store.account)["qemu"],
         host_cpu=host_cpu() if machine.spec.cpu == "host-passthrough" else "",
         boot=boot_id(),

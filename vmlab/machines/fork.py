@@ -80,6 +80,7 @@ def fork_one(
     record.root = record.here = source.id
     record.address = source.address
     record.continues = source.id if source.ram is not None else None
+    record.nvram = source.id if source.ram is None and source.nvram else None
     domain = domain_of(store, name)
     store.need_space(SPACE, "for one more machine")
     with store.lock(name, "fork"):

@@ -46,7 +46,8 @@ def start(store: Store, name: str, *, boot: bool, force: bool) -> None:
 def _boot(store: Store, record: MachineRecord, domain: Domain, *, force: bool) -> None:
     need_memory(store, record.spec, mapped=False, force=force)
     # Once the disk has been written to, RAM from before must never meet it again.
-    left, record.continues = record.continues, None
+    left = record.continues
+    _leave_state(store, record)
     if left:
         store.save_machine(record)
     try:
@@ -56,6 +57,15 @@ def _boot(store: Store, record: MachineRecord, domain: Domain, *, force: bool) -
         store.save_machine(record)
         raise
     store.save_machine(record)
+
+
+def _leave_state(store: Store, record: MachineRecord) -> None:
+    """Let a machine that is to continue a state boot from its disks instead, with that state's firmware variables."""
+    if record.continues is not None:
+        # A damaged one cannot say that it has some.
+        with contextlib.suppress(VMLabError):
+            record.nvram = record.continues if store.snapshot(record.continues).nvram else record.nvram
+    record.mapped = record.continues = None
 
 
 def stop(store: Store, name: str, timeout: float) -> None:
@@ -84,7 +94,7 @@ def stop(store: Store, name: str, timeout: float) -> None:
                         f"`%vm kill {name}` ends it at once",
                     )
                 time.sleep(0.05)
-        record.mapped = record.continues = None
+        _leave_state(store, record)
         store.save_machine(record)
 
 
@@ -140,7 +150,7 @@ def kill(store: Store, name: str) -> None:
     """End a machine at once."""
     with hold(store, name, "kill") as (record, domain):
         domain.destroy()
-        record.mapped = record.continues = None
+        _leave_state(store, record)
         store.save_machine(record)
 
 

@@ -111,6 +111,7 @@ class Move:
         record = self.record
         record.layers = self.store.add_layers(target.layers)
         record.continues = target.id if target.ram is not None else None
+        record.nvram = target.id if target.ram is None and target.nvram else None
         record.mapped = None
         for name, value in changes.items():
             setattr(record, name, value)

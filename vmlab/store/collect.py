@@ -277,6 +277,7 @@ def _referenced(store: Store, young: float) -> _Referenced:
             for s in (
                 machine.continues,
                 machine.mapped,
+                machine.nvram,
                 machine.whole if host.is_alive(machine.whole_run) else None,
                 machine.undo,
                 machine.here,

@@ -242,6 +242,11 @@ class Store:
         """Return the folder of machine ``name``."""
         return self.home / "machines" / name
 
+    def nvram_path(self, machine: MachineRecord) -> Path:
+        """Return the file with the firmware variables that a machine has, or boots with."""
+        folder = self.snapshot_folder(machine.nvram) if machine.nvram else self.machine_folder(machine.name)
+        return folder / "nvram.fd"
+
     def machine_names(self, *, throwaway: bool = True) -> list[str]:
         """Return the names of all machines, sorted; without those that were made for a moment only, if not wanted."""
         names = sorted(p.name for p in (self.home / "machines").glob("[!.]*") if _holds(p, "machine.json"))
