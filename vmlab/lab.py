@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from vmlab.checked import checked, takes_options_of
 from vmlab.compare.ramsearch import RamSearch, search_ram
-from vmlab.errors import NotFound, RecordDamaged, UsageError
+from vmlab.errors import NotFound, UsageError
 from vmlab.host import limits
 from vmlab.host.doctor import Report, examine
 from vmlab.host.limits import Limits
@@ -24,7 +23,7 @@ from vmlab.machines.create import build, create
 from vmlab.machines.fork import fork
 from vmlab.machines.hardware import Wanted, plan
 from vmlab.machines.history import visible
-from vmlab.machines.names import free_names
+from vmlab.machines.names import free_names, need_machine
 from vmlab.machines.ports import Forwards
 from vmlab.machines.unmake import collect
 from vmlab.machines.usage import Usage, usage
@@ -95,9 +94,7 @@ class Lab(Shown):
         NotFound
             With the nearest names.
         """
-        # One whose record is damaged can be deleted at least.
-        with contextlib.suppress(RecordDamaged):
-            self.store.machine(name)
+        need_machine(self.store, name)
         return Machine(self.store, name)
 
     __getitem__ = machine

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from help.small_store import new_machine, new_store
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmlab.errors import BadName, VMLabError
 from vmlab.hypervisor.domain_xml import Wiring, adapt, build
+from vmlab.machines.names import need_machine
 from vmlab.machines.ready import HARDWARE, _old_key
 from vmlab.records import (
     Hardware,
@@ -222,3 +224,16 @@ def test_each_network_card_has_a_mac_of_its_own_also_after_a_fork(tmp_path: Path
     fork = ET.fromstring(adapt(xml, replace(wiring, mac="52:54:00:ff:ff:ff")))
     found = [mac.get("address") for mac in fork.findall("devices/interface/mac")]
     assert found == ["52:54:00:ff:ff:ff", "52:54:00:00:00:00", "52:54:00:00:00:01"]
+
+
+def test_a_machine_with_something_stuck_to_it_is_said_in_two_words(tmp_path: Path) -> None:
+    """As scp writes files of other computers, and we states where they are compared."""
+    store = new_store(tmp_path / "store")
+    store.add_machine(new_machine(store, "web", store.adopt("img")))
+    for name, words in (("web:/etc/hostname", "'web /etc/hostname'"), ("web@clean", "'web clean'")):
+        with pytest.raises(BadName, match="'web' is one") as caught:
+            need_machine(store, name)
+        assert words in (caught.value.hint or "")
+    with pytest.raises(BadName, match="cannot be the name"):
+        need_machine(store, "db:/etc/hostname")
+    need_machine(store, "web")

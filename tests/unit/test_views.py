@@ -172,7 +172,7 @@ def test_no_machines_yet():
 
 def test_json_is_in_bytes():
     [row] = MachineTable([Machine("m")], [Usage("m", "running", memory_pss=5)]).to_json()
-    assert row["memory"] == 256 * MIB
+    assert row["memory_size"] == 256 * MIB
     assert row["memory_pss"] == 5
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 
-from vmlab.errors import AlreadyExists, UsageError
+from vmlab.errors import AlreadyExists, BadName, RecordDamaged, UsageError
 from vmlab.hypervisor import domain as domains
 from vmlab.records import MachineRecord, check_label, check_name
 from vmlab.store.store import Store
@@ -95,3 +95,29 @@ def snapshot_name(store: Store, record: MachineRecord, name: str | None, stem: s
             "or choose another name",
         )
     return name
+
+
+def need_machine(store: Store, name: str) -> None:
+    """Make sure that there is a machine of that name; one whose record is damaged can be deleted at least.
+
+    Raises
+    ------
+    NotFound
+        With the nearest names.
+    BadName
+        It can be the name of none.
+    """
+    try:
+        store.machine(name)
+    except RecordDamaged:
+        return
+    except BadName:
+        # As scp writes a file of another computer, and we a state where states are compared.
+        found = re.fullmatch(r"([^:@/]+)[:@/](.*)", name, re.DOTALL)
+        if found is None or found[1] not in store.machine_names():
+            raise
+        known, rest = found.groups()
+        raise BadName(
+            f"{name!r} is not the name of a machine; '{known}' is one.",
+            hint=f"what is meant of it is a word of its own here: '{known} {rest}'" if rest else None,
+        ) from None

@@ -116,7 +116,7 @@ class MachineRow:
             "why": self.why,
             "image": self.image,
             "vcpus": self.vcpus,
-            "memory": self.memory,
+            "memory_size": self.memory,
             "memory_pss": self.pss,
             "memory_guest": self.guest,
             "memory_qemu": self.qemu,
