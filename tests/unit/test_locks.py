@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmlab.errors import Busy
-from vmlab.store.locks import locked, remove
+from vmlab.store.locks import locked, remove, waiting
 
 HOLDER = """
 import sys
@@ -76,6 +76,19 @@ def test_the_second_waits_and_is_told_why(tmp_path: Path) -> None:
     assert str(holder.pid) in said[0]
     assert "forget" in said[0]
     assert "web" in said[0]
+
+
+def test_a_lock_that_is_no_machines_is_said_by_what_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "@store.lock"
+    holder = hold(path, "collect what nothing refers to")
+    try:
+        with pytest.raises(Busy, match="The store is busy") as caught, locked(path, "collect", timeout=0):
+            pytest.fail("it is held")
+        told = waiting(path, {"pid": holder.pid, "doing": "bake tiny"})
+    finally:
+        release(holder)
+    assert f"process {holder.pid} has been asked to collect what nothing refers to" in caught.value.message
+    assert told == f"waiting: process {holder.pid} is to bake tiny"
 
 
 def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def holder(path: Path) -> dict[str, object] | None:
 def busy(path: Path, holder: dict[str, object], waited: float) -> Busy:
     """Return the error for a lock that somebody else held all the time."""
     return Busy(
-        f"{path.stem} is busy: process {holder.get('pid', '?')} has been asked to "
+        f"{_subject(path) or 'The store'} is busy: process {holder.get('pid', '?')} has been asked to "
         f"{holder.get('doing', 'work on it')} and is not done.",
         hint="wait for it and try again",
         waited=f"{waited:.0f} s",
@@ -91,7 +91,13 @@ def busy(path: Path, holder: dict[str, object], waited: float) -> Busy:
 
 def waiting(path: Path, holder: dict[str, object]) -> str:
     """Return for whom somebody waits, as a sentence."""
-    return f"waiting: process {holder.get('pid', '?')} is to {holder.get('doing', 'work')} {path.stem}"
+    words = f"waiting: process {holder.get('pid', '?')} is to {holder.get('doing', 'work')} {_subject(path)}"
+    return words.rstrip()
+
+
+def _subject(path: Path) -> str:
+    """Return the machine whose lock it is; of other locks (``@store``, ``image@tiny``) what is being done says all."""
+    return "" if "@" in path.stem else path.stem
 
 
 @contextlib.contextmanager
