@@ -375,8 +375,13 @@ class Troubles:
         self._page.remove_listener("console", self._heard)
 
     def _failed(self, error: Error) -> None:
-        # JupyterLab's own requests fail while its server is restarted.
-        if "/vmlab/" in (error.stack or "") or "Failed to fetch" not in error.message:
+        stack = error.stack or ""
+        # JupyterLab's own requests fail while its server is restarted. And ipywidgets asks a notebook's session for its
+        # kernel without looking whether there is one.
+        foreign = "Failed to fetch" in error.message or (
+            "/@jupyter-widgets/jupyterlab-manager/" in stack and "null (reading 'kernel')" in error.message
+        )
+        if "/vmlab/" in stack or not foreign:
             self.found.append(f"{error.message}\n{error.stack}")
 
     def _heard(self, message: ConsoleMessage) -> None:
