@@ -40,7 +40,8 @@ def names(lab: Lab) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
     def new(stem: str = "test") -> str:
-        made.append(f"{stem}-{uuid.uuid4().hex[:6]}")
+        # With a letter: forks of web-2 are web-3 and so on.
+        made.append(f"{stem}-x{uuid.uuid4().hex[:5]}")
         return made[-1]
 
     yield new

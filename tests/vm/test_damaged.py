@@ -273,10 +273,14 @@ def victim(ours: Lab) -> Iterator[Machine]:
     machine = ours.create(f"victim-{uuid.uuid4().hex[:6]}", "mine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(delta, "pays", lambda *_: False)
+        # The layer below that of ``good`` holds something that nothing above it covers.
+        machine.succeed("head -c 300000 /dev/urandom >/root/below; sync")
+        below = machine.snapshot("below")
         mark(machine, "first")
         machine.snapshot("good")
         mark(machine, "second")
         machine.snapshot("second")
+        below.forget()
     # Nobody waits for the digests of the disks, or asks for them.
     layers = [s._record.layers["vda"] for s in machine.snapshots]
     taken = ours.store.digest_path
@@ -330,14 +334,19 @@ REFUSED: dict[str, tuple[set[str], set[str]]] = {
 }
 
 
-def _where(name: str, path: Path) -> int | None:
-    """Return where a file is flipped, if not in its middle: where there is something."""
+def _where(name: str, path: Path, top: Path) -> int | None:
+    """Return where a file is flipped, if not in its middle: where there is something that the guest sees.
+
+    ``top``: the file of the disk that stands on all the others.
+    """
     if name == "ram":
         return a_page(path)
     if name in ("layer", "layer below", "base's disk"):
-        region = blocks.Disk(path).region(0)
-        (own,) = ((region.kind == blocks.PLAIN) & (region.layer == 0)).nonzero()
-        return int(region.where[own[len(own) // 2]]) if len(own) else None
+        disk = blocks.Disk(top)
+        number = [layer.path.resolve() for layer in disk.layers].index(path.resolve())
+        region = disk.region(0)
+        (own,) = ((region.kind == blocks.PLAIN) & (region.layer == number)).nonzero()
+        return int(region.where[own[len(own) // 2]])
     return mapped_ram.parse(path).devices_offset + 500 if name == "thin" else None
 
 
@@ -368,7 +377,7 @@ def test_a_file_is_not_what_it_was(name: str, harm: str, ours: Lab, victim: Mach
     good = victim.find("good")
     path = FILES[name](ours, victim)
     refused = REFUSED[name][harm == "flipped"]
-    with harmed(path, harm, _where(name, path)):
+    with harmed(path, harm, _where(name, path, ours.store.layer_path(_top(ours, victim)))):
         for verb in ALL:
             found = refusal(verb, victim, good)
             assert (found is not None) == (verb in refused), f"{verb}: {found}"

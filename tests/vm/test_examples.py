@@ -89,6 +89,10 @@ class Stage:
             machine.revert("ready", keep=False)  # without booting
         return machine
 
+    def anew(self, name: str) -> Machine:
+        """Return a running machine as it was first: an example before may have left it with another screen."""
+        return self.there(name).revert("ready", keep=False)
+
     def gone(self, *names: str) -> None:
         for name in names:
             with contextlib.suppress(VMLabError):
@@ -96,8 +100,8 @@ class Stage:
 
     def prepare(self, verb: str, words: str) -> None:
         """Put there what an example needs."""
-        made = [word for word in words.split() if word in MADE]
-        self.gone(*made)
+        # What an example before has left switched off, all of them are not to be.
+        self.gone(*(MADE if "*" in words else [word for word in words.split() if word in MADE]))
         if verb == "create":
             self.gone(words.split(maxsplit=1)[0])
             return
@@ -124,7 +128,7 @@ class Stage:
             "undo": getattr(web, "revert", None),
             "delete": lambda: self.lab.create(self.names["test1"], "tiny") if "test" in words else None,
             "diff": lambda: self.one_of_db() if "@" in words else None,
-            "wait": lambda: self.there("d1" if "d1" in words else "web").succeed(
+            "wait": lambda: self.anew("d1" if "d1" in words else "web").succeed(
                 "touch /run/done; echo login: >> /dev/ttyS0; pidof httpd || httpd -p 80 -h /tmp; "
                 "printf '\\033[?25l' >> /dev/tty0"  # no cursor blinks
             ),

@@ -202,7 +202,10 @@ def test_endless_output_fills_neither_host_nor_guest(web: Machine) -> None:
 
 @pytest.mark.parametrize(
     ("keep", "size"),
-    [(1 << 20, 3_000_000), pytest.param(agent.KEEP, 50_000_000, marks=exhaustive)],
+    [
+        (1 << 20, 3_000_000),
+        pytest.param(agent.KEEP, 50_000_000, marks=[exhaustive, pytest.mark.timeout(1200)]),
+    ],
 )
 def test_output_that_is_cut_is_never_given_as_whole(
     web: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, size: int

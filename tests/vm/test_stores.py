@@ -19,7 +19,7 @@ from vmlab.machine import Machine
 @pytest.fixture
 def first(ours: Lab) -> Iterator[Machine]:
     """A machine in the first store of an account."""
-    with ours.create(f"web-{uuid.uuid4().hex[:6]}", "tiny") as machine:
+    with ours.create(f"web-x{uuid.uuid4().hex[:5]}", "tiny") as machine:
         mark(machine, "first")
         machine.snapshot("clean")
         yield machine
@@ -74,7 +74,7 @@ def test_a_name_may_be_in_two_stores(ours: Lab, first: Machine, second: Lab) -> 
 
 def test_a_machine_without_a_mark_stays_what_it_is(second: Lab) -> None:
     """As older versions made them in any store."""
-    name = f"old-{uuid.uuid4().hex[:6]}"
+    name = f"old-x{uuid.uuid4().hex[:5]}"
     old = second.create(name, "tiny", start=False)
     record = second.store.machine_folder(name) / "machine.json"
     old._domain().undefine()
