@@ -234,6 +234,7 @@ def test_a_machine_with_something_stuck_to_it_is_said_in_two_words(tmp_path: Pat
         with pytest.raises(BadName, match="'web' is one") as caught:
             need_machine(store, name)
         assert words in (caught.value.hint or "")
-    with pytest.raises(BadName, match="cannot be the name"):
-        need_machine(store, "db:/etc/hostname")
+    for name in ("db:/etc/hostname", 5, None):
+        with pytest.raises(BadName, match="cannot be the name"):
+            need_machine(store, name)  # type: ignore[arg-type]
     need_machine(store, "web")

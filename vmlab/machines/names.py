@@ -113,7 +113,7 @@ def need_machine(store: Store, name: str) -> None:
         return
     except BadName:
         # As scp writes a file of another computer, and we a state where states are compared.
-        found = re.fullmatch(r"([^:@/]+)[:@/](.*)", name, re.DOTALL)
+        found = re.fullmatch(r"([^:@/]+)[:@/](.*)", str(name), re.DOTALL)
         if found is None or found[1] not in store.machine_names():
             raise
         known, rest = found.groups()
