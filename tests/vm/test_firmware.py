@@ -43,7 +43,8 @@ def says(machine: Machine, value: str, first: str = "") -> None:
     """Let the firmware's shell say what the variable is."""
     mark = uuid.uuid4().hex[:6]
     for line in (first, f"echo {mark}-%vmlab%"):
-        machine.type(line + "\n")
+        # The line waits until the firmware has taken what came before; a keyboard drops what is too quick for it.
+        machine.send_serial(line + "\r")
     machine.wait_for_serial(f"{mark}-{value}$", timeout=60)
 
 
