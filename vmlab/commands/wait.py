@@ -7,8 +7,8 @@ Examples
 wait web                                   # until commands can be run
 wait web --port 80 --timeout 30
 wait web --serial 'login:'
-wait d1 --screen-still                     # until its screen stops changing
-wait d1 --screen-still --tolerance 0.1%    # a cursor may blink
+wait web --screen-still                    # until its screen stops changing
+wait d1 --screen-still --tolerance 0.2%    # a clock may tick
 wait web --until "test -e /run/done"
 """
 
