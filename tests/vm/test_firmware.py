@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from help.bad_lab import harmed
 
-from vmlab.errors import RecordDamaged, SnapshotDamaged
+from vmlab.errors import HostError, RecordDamaged, SnapshotDamaged
+from vmlab.hypervisor import domain_xml
 from vmlab.hypervisor.domain_xml import UEFI_VARS
 from vmlab.lab import Lab
 from vmlab.machine import Machine
@@ -119,5 +120,17 @@ def test_damaged_variables_are_found(harm: str, shell: Machine) -> None:
         assert bool(said) == (harm != "flipped")
         shell.kill()
     shell.revert("shell")
+    assert shell.state == "running"
+    shell.kill()
+
+
+def test_a_host_without_the_firmware_is_told_so(shell: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.revert("off")
+    with monkeypatch.context() as patch:
+        for name in ("UEFI_CODE", "UEFI_VARS"):
+            patch.setattr(domain_xml, name, UEFI_VARS.with_name("none.fd"))
+        with pytest.raises(HostError, match="no UEFI firmware"):
+            shell.start()
+    shell.start()
     assert shell.state == "running"
     shell.kill()

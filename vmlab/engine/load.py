@@ -381,7 +381,10 @@ def _ready_nvram(store: Store, machine: MachineRecord) -> None:
     ------
     SnapshotDamaged, RecordDamaged
         They are damaged.
+    HostError
+        This host has no UEFI firmware.
     """
+    domain_xml.need_uefi()
     if machine.nvram is not None:
         record = store.snapshot(machine.nvram)
         private.replace(
