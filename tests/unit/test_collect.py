@@ -10,8 +10,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +33,7 @@ from vmlab.records import (
 from vmlab.store import collect as collecting
 from vmlab.store import locks
 from vmlab.store import store as stores
+from vmlab.store.collect import collect_later
 from vmlab.store.store import Store
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
@@ -207,9 +210,15 @@ def machine(store: Store) -> MachineRecord:
     return record
 
 
-def grow_old(store: Store) -> None:
-    import time
+@pytest.fixture(autouse=True)
+def nobody_else_collects(monkeypatch: pytest.MonkeyPatch) -> list[Store]:
+    """Whoever collects leaves the rest to a process; here it would take what a test makes old for really old."""
+    asked: list[Store] = []
+    monkeypatch.setattr(collecting, "collect_later", asked.append)
+    return asked
 
+
+def grow_old(store: Store) -> None:
     for folder in ("snapshots", "layers", "bases"):
         for path in (store.home / folder).iterdir():
             os.utime(path, (time.time() - 7200,) * 2)
@@ -242,9 +251,11 @@ def test_what_is_new_is_left_alone_with_all_that_it_stands_on(store: Store, mach
 def test_whatever_happens_between_two_looks_nothing_is_lost(
     store: Store, machine: MachineRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others take snapshots, keep presents and go back while somebody collects."""
+    """Others take snapshots, keep presents and go back while somebody collects, however long that takes."""
     looks = ("machine_names", "machine", "snapshot_folders", "snapshot", "label", "layer_chain")
-    first, made, left = take(store, machine), list[str](), 0
+    first, made, left, late = take(store, machine), list[str](), 0, 0.0
+    clock = SimpleNamespace(time=lambda: time.time() + late)
+    monkeypatch.setattr(collecting, "time", clock)
 
     def look_at_present() -> None:
         made.append(new_snapshot(store, machine, store.add_layers(machine.layers), kind="present"))
@@ -262,11 +273,12 @@ def test_whatever_happens_between_two_looks_nothing_is_lost(
         original = getattr(Store, name)
 
         def looked(*args: Any, **options: Any) -> Any:
-            nonlocal left
+            nonlocal left, late
             found = original(*args, **options)
             left -= 1
             if left == 0:
                 happens()
+                late = 120.0
             return found
 
         monkeypatch.setattr(Store, name, looked)
@@ -278,7 +290,7 @@ def test_whatever_happens_between_two_looks_nothing_is_lost(
         for number in range(1, 100):
             made.clear()
             grow_old(store)
-            left = number
+            left, late = number, 0.0
             collecting.collect(store)
             if left > 0:
                 break
@@ -391,7 +403,7 @@ def test_flat_copies_keep_the_content(
 
 
 def test_space_comes_back_by_itself(
-    store: Store, machine: MachineRecord, monkeypatch: pytest.MonkeyPatch
+    store: Store, machine: MachineRecord, nobody_else_collects: list[Store]
 ) -> None:
     """A process that nobody waits for frees it, and ends; it never makes anew a store that is gone."""
     first = take(store, machine)
@@ -399,17 +411,14 @@ def test_space_comes_back_by_itself(
     ram.chmod(0o600)
     ram.write_bytes(os.urandom(1 << 20))
     store.remove_machine("web")
-    started: list[Store] = []
-    with monkeypatch.context() as patched:
-        patched.setattr(collecting, "collect_later", started.append)
-        done = collecting.collect(store)
+    done = collecting.collect(store)
     # What is new is left alone, is told, and somebody looks after it.
     assert done.later > 1 << 20
-    assert started == [store]
+    assert nobody_else_collects == [store]
     assert collecting.waiting(store) == done.later
     assert store.snapshot_folder(first).exists()
     grow_old(store)
-    collecting.collect_later(store)
+    collect_later(store)
     until(lambda: not store.snapshot_folder(first).exists(), 60, "the collector frees the space")
     until(lambda: not list((store.home / "locks").iterdir()), 60, "the collector ends")
     assert not list((store.home / "layers").iterdir())

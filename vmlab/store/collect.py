@@ -137,8 +137,12 @@ class _Rubbish:
 
 
 def _rubbish(store: Store, young: float) -> _Rubbish:
-    """Return what nothing refers to; what is younger than ``young`` seconds may still be meant for something."""
-    found = _referenced(store, young)
+    """Return what nothing refers to; what is younger than ``young`` seconds may still be meant for something.
+
+    Younger now, before anything is read: however long it takes to read all, what is made meanwhile stays young.
+    """
+    old = time.time() - young
+    found = _referenced(store, old)
     # As long as a record cannot be read nobody knows what it refers to.
     gone = found.known - found.snapshots if not found.unreadable else set()
     unreadable = found.unreadable + len(found.damaged & found.snapshots)
@@ -148,19 +152,19 @@ def _rubbish(store: Store, young: float) -> _Rubbish:
         rubbish.folders += [
             folder
             for folder in cached.glob("[!.]*")
-            if folder.name not in found.snapshots and (folder.name in gone or _age(folder) > young)
+            if folder.name not in found.snapshots and (folder.name in gone or _since(folder) < old)
         ]
     if unreadable:
         return rubbish
     for file in (store.home / "layers").glob("[!.]*"):
-        if file.stem in found.layers or _age(file) <= young:
+        if file.stem in found.layers or _since(file) >= old:
             continue
         if file.suffix == ".qcow2":
             rubbish.layers.append(file)
         elif not file.with_suffix(".qcow2").exists():
             rubbish.records.append(file)
     for folder in store.base_folders():
-        if folder.name not in found.bases and _age(folder) > young:
+        if folder.name not in found.bases and _since(folder) < old:
             rubbish.bases.append(folder)
     return rubbish
 
@@ -249,8 +253,8 @@ class _Referenced:
     unreadable: int
 
 
-def _referenced(store: Store, young: float) -> _Referenced:
-    """Return what something refers to.
+def _referenced(store: Store, old: float) -> _Referenced:
+    """Return what something refers to, or may, because it is not older than that time.
 
     Others work meanwhile. A snapshot is there before its machine moves on from the layers that it holds: so machines
     are read first, then snapshots, each once, and new layers last.
@@ -290,7 +294,7 @@ def _referenced(store: Store, young: float) -> _Referenced:
         forgotten = store.label(identity).forgotten
         alive = record.machine in owners if record.kind == "snapshot" else record.spec.base in bases
         # A new one may belong to an operation that has not written its machine's record yet.
-        is_young = _age(store.snapshot_folder(identity)) < young
+        is_young = _since(store.snapshot_folder(identity)) >= old
         if record.kind == "present":
             alive = locks.is_held(store.hold_path(identity))
         if not forgotten and (is_young or (alive and record.kind != "undo")):
@@ -306,7 +310,7 @@ def _referenced(store: Store, young: float) -> _Referenced:
         tops.update(snapshots[identity].layers.values())
         bases.add(snapshots[identity].spec.base)
     # The same holds for new layers.
-    tops.update(file.stem for file in (store.home / "layers").glob("[!.]*.json") if _age(file) < young)
+    tops.update(file.stem for file in (store.home / "layers").glob("[!.]*.json") if _since(file) >= old)
     layers, broken = _chains(store, tops, bases)
     return _Referenced(snapshots.keys() | damaged, damaged, keep, layers, bases, unreadable + broken)
 
@@ -395,7 +399,12 @@ def _remove(path: Path) -> int:
 
 
 def _age(path: Path) -> float:
+    return time.time() - _since(path)
+
+
+def _since(path: Path) -> float:
+    """Return the time since when something is there as it is."""
     try:
-        return time.time() - path.stat().st_mtime
+        return path.stat().st_mtime
     except FileNotFoundError:
-        return 0.0
+        return time.time()
