@@ -410,7 +410,7 @@ def test_damage(kind: str, folder: Path) -> None:
     damaged = folder / "damaged.raw"
     chance = random.Random(11)
     said = 0
-    for _ in range(14):
+    for _ in range(14 if "VMLAB_ALL" in os.environ else 6):
         bad = bytearray(good)
         for _ in range(chance.choice([1, 4, 40])):
             at = chance.choice(meta if chance.random() < 0.7 else pieces) + chance.randrange(512)

@@ -152,9 +152,9 @@ def test_a_kernel_with_initrd_and_disk(take, tmp_path):
 def test_holes_stay_holes(take, tmp_path, raw):
     big = tmp_path / "big.raw"
     big.write_bytes(raw.read_bytes())
-    os.truncate(big, 1 << 32)
+    os.truncate(big, 1 << 30)
     copy = take(big) / "disk.img"
-    assert copy.stat().st_size == 1 << 32
+    assert copy.stat().st_size == 1 << 30
     assert copy.stat().st_blocks * 512 < 4 << 20
 
 

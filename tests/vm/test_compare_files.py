@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import pickle
 import statistics
 import time
@@ -20,6 +21,7 @@ from vmlab.lab import Lab
 from vmlab.machine import Machine, Snapshot
 
 TOP = "/srv/disorder"
+exhaustive = pytest.mark.skipif("VMLAB_ALL" not in os.environ, reason="exhaustive: scripts/test --all")
 
 
 def disks(lab: Lab, snapshot: Snapshot) -> list[Path]:
@@ -64,7 +66,7 @@ def guest(desktop: Machine) -> Machine:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=exhaustive)])
 def test_random_changes_in_a_guest(lab: Lab, guest: Machine, seed: int) -> None:
     python(guest, f"Disorder(Path('{TOP}'), {seed}).happen(120)")
     guest.succeed("sync")

@@ -628,7 +628,7 @@ def disk_of(path: Path) -> int:
 
 
 def test_holes_stay_holes_and_what_is_left_out_is_said(web: Machine, tmp_path: Path) -> None:
-    size = 24 << 20
+    size = 8 << 20
     tree = tmp_path / "odd"
     tree.mkdir()
     for name in ("sparse", "late"):

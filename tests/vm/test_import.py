@@ -173,7 +173,7 @@ def test_an_image_of_a_snapshot(lab: Lab, names: Names, image: Callable[[], str]
         lab.import_image(off, f"{web.name}@off", clean=True)
     lab.import_image(off, f"{web.name}@off")
     web.delete()
-    assert lab.create(names("late"), off).succeed("cat /root/mark") == "later\n"
+    assert lab.create(names("late"), off, bake=False).succeed("cat /root/mark") == "later\n"
 
 
 def test_an_image_from_a_recipe_file(

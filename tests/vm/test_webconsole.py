@@ -252,7 +252,7 @@ def test_from_a_terminal(lab: Lab, tiny: Machine, end: str) -> None:
 
 
 def test_requests_that_do_not_come_are_not_waited_for(webconsole: Start, tiny: Machine) -> None:
-    visitor = webconsole(tiny.name, patience=5)
+    visitor = webconsole(tiny.name, patience=2)
     port = int(visitor.origin.rpartition(":")[2])
 
     def connections() -> int:
