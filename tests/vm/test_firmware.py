@@ -89,6 +89,27 @@ def test_a_state_without_ram_has_its_variables(shell: Machine, names: Callable[.
     cleared.forget()
 
 
+def test_an_image_of_it_has_its_variables(shell: Machine, lab: Lab, names: Callable[..., str]) -> None:
+    image = names("image")
+    mark = "vmlab".encode("utf-16-le")
+    assert mark not in UEFI_VARS.read_bytes()
+    try:
+        for snapshot in ("off", "shell"):
+            lab.import_image(image, f"{shell.name}@{snapshot}", replace=True)
+            made = lab.create(names("uefi"), image, bake=False)
+            assert mark in own(made).read_bytes(), snapshot
+            # From then on they are its own.
+            made.kill()
+            own(made).write_bytes(UEFI_VARS.read_bytes())
+            made.start()
+            assert mark not in own(made).read_bytes()
+    finally:
+        for machine in lab.machines:
+            if machine.image == image:
+                machine.delete()
+        lab.image(image).delete()
+
+
 @pytest.mark.parametrize("harm", ["gone", "empty", "cut", "flipped"])
 def test_damaged_variables_are_found(harm: str, shell: Machine) -> None:
     for name in ("shell", "off"):

@@ -23,7 +23,7 @@ from vmlab.hypervisor.domain import Domain, has_machine, versions
 from vmlab.hypervisor.host import boot_id, free_port, host_cpu
 from vmlab.network import outside
 from vmlab.records import FIRST_ADDRESS, Hardware, MachineRecord, SnapshotRecord
-from vmlab.store.store import Store
+from vmlab.store.store import NVRAM, Store
 
 LOAD_TIMEOUT = 60.0
 
@@ -51,7 +51,7 @@ def check(store: Store, record: SnapshotRecord) -> None:
     _check_base(store, record.spec, f"snapshot '{name}'")
     if record.ram is None:
         if record.nvram:
-            need_file(store, record, "nvram.fd")
+            need_file(store, record, NVRAM)
         return
     have = versions(store.account)["qemu"]
     if _numbers(have)[:2] < _numbers(record.qemu)[:2]:
@@ -80,7 +80,7 @@ def check(store: Store, record: SnapshotRecord) -> None:
             raise mapped_ram.damaged(path, "is missing") from None
         if size != part.ram.file_size:
             raise mapped_ram.damaged(path, f"has {size} bytes instead of {part.ram.file_size}")
-    for file in ("domain.xml", *(["nvram.fd"] if record.nvram else [])):
+    for file in ("domain.xml", *([NVRAM] if record.nvram else [])):
         need_file(store, record, file)
     _check_devices(folder / ("thin" if record.ram.base is None else "ram"), record.ram.devices_digest)
     for part in {record.id: record, base.id: base}.values():
@@ -210,7 +210,7 @@ def wiring(
         serial_log=folder / "serial.log",
         disks={target: store.layer_path(layer) for target, layer in machine.layers.items()},
         sound_file=folder / f"sound-{machine.starts}.wav" if machine.spec.sound == "wav" else None,
-        nvram=folder / "nvram.fd",
+        nvram=folder / NVRAM,
         ram=ram,
         emulator=starter(store),
         cables=_cables(store, machine.spec, isolated=isolated),
@@ -309,10 +309,10 @@ def start_from(
         object_id=mapped_ram.MAPPED_RAM,
     )
     stream = folded / "thin" if folded else folder / ("thin" if record.ram.base is None else "ram")
-    own = store.machine_folder(machine.name) / "nvram.fd"
+    own = store.machine_folder(machine.name) / NVRAM
     had = own.read_bytes() if record.nvram and own.exists() else None
     if record.nvram:
-        private.replace(own, (folder / "nvram.fd").read_bytes())
+        private.replace(own, (folder / NVRAM).read_bytes())
     machine.starts += 1
     store.ready_layers(machine)
     filtered = not isolated and open_way(store, machine.spec)
@@ -388,13 +388,23 @@ def _ready_nvram(store: Store, machine: MachineRecord) -> None:
     if machine.nvram is not None:
         record = store.snapshot(machine.nvram)
         private.replace(
-            store.machine_folder(machine.name) / "nvram.fd", need_file(store, record, "nvram.fd").read_bytes()
+            store.machine_folder(machine.name) / NVRAM, need_file(store, record, NVRAM).read_bytes()
         )
         # From here on they are its own, also if it is not started.
         machine.nvram = None
         store.save_machine(machine)
     path = store.nvram_path(machine)
     wanted = domain_xml.UEFI_VARS.stat().st_size
+    if not path.exists() and not machine.starts and NVRAM in store.base(machine.spec.base).get("bytes", {}):
+        # Those of its image; they are of no use to a firmware of another size.
+        check_base_file(store, machine.spec.base, NVRAM, machine.name)
+        given = (store.base_folder(machine.spec.base) / NVRAM).read_bytes()
+        if len(given) == wanted:
+            private.replace(path, given)
+        else:
+            store.tell(
+                f"the firmware variables of the image '{machine.image}' are of another firmware: left out"
+            )
     size = path.stat().st_size if path.exists() else None
     if size is None and machine.starts:
         store.tell(f"the firmware variables of {machine.name} are gone: it starts with fresh ones")

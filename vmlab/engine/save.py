@@ -32,13 +32,13 @@ from vmlab.records import (
     write_json,
 )
 from vmlab.store import telling
-from vmlab.store.store import Store, allocated
+from vmlab.store.store import NVRAM, Store, allocated
 
 if TYPE_CHECKING:
     from vmlab.engine.memory import Pages
 
 #: The files of a snapshot that are read whole before they are used.
-SMALL = ("domain.xml", "registers.txt", "screen.png", "nvram.fd")
+SMALL = ("domain.xml", "registers.txt", "screen.png", NVRAM)
 #: The most bytes that a picture of a screen takes.
 SCREEN = 64 << 20
 #: What a guest may be doing whose RAM can be saved. QEMU (10.0) aborts when a guest that sleeps is let go on after a
@@ -590,7 +590,7 @@ def convert_screen(folder: Path) -> str:
 def _keep_nvram(store: Store, machine: MachineRecord, folder: Path) -> None:
     source = store.nvram_path(machine)
     if source.exists():
-        private.copy(source, folder / "nvram.fd")
+        private.copy(source, folder / NVRAM)
 
 
 def seal(folder: Path, size: int, *, fingerprint: bool = True) -> RamRecord:

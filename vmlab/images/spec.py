@@ -11,7 +11,7 @@ from typing import Any
 
 from vmlab import private
 from vmlab.errors import BadName, ImageMissing
-from vmlab.store.store import Store
+from vmlab.store.store import BOOT_FILES, Store
 
 FORMAT = 1
 FILE = "image.json"
@@ -66,7 +66,7 @@ class ImageSpec:
 
     def files(self) -> list[str]:
         """Return the names of all files that the image consists of, without ``image.json``."""
-        names = [self.boot[key] for key in ("kernel", "initrd") if key in self.boot]
+        names = [self.boot[key] for key in BOOT_FILES if key in self.boot]
         return [*names, *(disk["file"] for disk in self.disks), *self.cdroms]
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def problems(data: Mapping[str, Any]) -> list[str]:
     for key, known in (("disk_bus", DISK_BUSES), ("nic", NICS), ("video", VIDEOS)):
         if data.get(key) not in known:
             wrong.append(f"{key} is {data.get(key)!r}, not one of {', '.join(known)}")
-    names = [boot.get(key) for key in ("kernel", "initrd") if key in boot] if isinstance(boot, dict) else []
+    names = [boot.get(key) for key in BOOT_FILES if key in boot] if isinstance(boot, dict) else []
     names += [disk.get("file") for disk in disks if isinstance(disk, dict)] + list(data.get("cdroms") or [])
     # A path would reach outside of the folder.
     wrong += [

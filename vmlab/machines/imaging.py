@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from vmlab import private
+from vmlab.engine import load
 from vmlab.errors import AlreadyExists, ImageMissing, NotFound, WrongState
 from vmlab.guest import agent
 from vmlab.hypervisor.domain import Domain
@@ -15,7 +17,7 @@ from vmlab.images.spec import ImageSpec, check_name
 from vmlab.machines import throwaway
 from vmlab.records import Hardware, SnapshotRecord
 from vmlab.render.progress import Progress
-from vmlab.store.store import Store, allocated
+from vmlab.store.store import NVRAM, Store, allocated
 
 #: Seconds for cleaning: all that is free in the guest is written once.
 _CLEANING = 3600
@@ -72,7 +74,8 @@ def from_snapshot(
                 hint="take the snapshot while the machine runs, or leave --clean out",
             )
         store.tell(f"'{name}' carries all that is on the disk, files that were deleted included.")
-        write(store, record.spec, record.layers, name, record.image, title, [], tell)
+        variables = load.need_file(store, record, NVRAM) if record.nvram else None
+        write(store, record.spec, record.layers, name, record.image, title, [], tell, variables=variables)
         return
     with throwaway.fork(store, record, f"make the image {name}") as (machine, domain):
         carried = agent.script(domain, _LOOK, timeout=60).stdout.splitlines()
@@ -88,7 +91,8 @@ def from_snapshot(
                 f"'{name}' carries {', '.join([*carried, 'deleted files in free blocks'])}; --clean removes them."
             )
         settle(domain)
-        write(store, record.spec, machine.layers, name, record.image, title, found, tell)
+        variables = store.nvram_path(machine) if record.nvram else None
+        write(store, record.spec, machine.layers, name, record.image, title, found, tell, variables=variables)
 
 
 def packages(domain: Domain) -> list[str]:
@@ -129,6 +133,7 @@ def write(
     packages: list[str],
     tell: Progress,
     recipe: str = "",
+    variables: Path | None = None,
 ) -> Path:
     """Write disks, each with all that it stands on, as an image with that hardware.
 
@@ -136,6 +141,8 @@ def write(
     ----------
     parent
         The image that they were made from; while it is there, the new one is ready when that is.
+    variables
+        Those of UEFI: a boot loader may be found by them only.
     """
     base = store.base_folder(spec.base)
     usual: Any = {"agent": True, "settle": 2.0, "timeout": 600} if spec.agent else None
@@ -146,6 +153,7 @@ def write(
         "initrd": spec.initrd,
         "cmdline": spec.kernel_args,
         "firmware": spec.firmware,
+        "variables": NVRAM if variables else None,
     }
     image = ImageSpec(
         name=name,
@@ -186,6 +194,8 @@ def write(
             image.disks.append({"file": disk.name, "format": "qcow2", "size": size})
         for file in (*spec.cdroms, *(f for f in (spec.kernel, spec.initrd) if f)):
             (folder / file).hardlink_to(base / file)
+        if variables:
+            private.copy(variables, folder / NVRAM)
         return commit(folder, store.home / "images", store.account, image, tell)
 
 

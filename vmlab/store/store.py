@@ -67,6 +67,10 @@ from vmlab.records import (
 from vmlab.render import units
 from vmlab.store import locks, opening, places, qcow2
 
+#: The files that an image's ``boot`` names: the last holds the variables that UEFI begins with.
+BOOT_FILES = ("kernel", "initrd", "variables")
+#: The file with the variables of UEFI, of a machine, of a state, or of an image.
+NVRAM = "nvram.fd"
 #: On how many layers a disk may stand before a new layer is made over a flat copy, before those of a guest that runs
 #: are made one, and at most: libvirt (11.3) can neither start nor, after its own restart, find again a guest with more
 #: than 25, the image's file included. QEMU's answer to query-block is then nested deeper than its JSON parser goes.
@@ -107,8 +111,8 @@ def _holds(folder: Path, record: str) -> bool:
 def _files_of(image: dict[str, Any]) -> list[str]:
     """Return the names of the files that an image's machines use, the disks in their order first."""
     boot = image.get("boot", {})
-    kernel = [boot[key] for key in ("kernel", "initrd") if boot.get(key)]
-    return [*(d["file"] for d in image.get("disks", ())), *image.get("cdroms", ()), *kernel]
+    booted = [boot[key] for key in BOOT_FILES if boot.get(key)]
+    return [*(d["file"] for d in image.get("disks", ())), *image.get("cdroms", ()), *booted]
 
 
 def is_full(error: OSError) -> bool:
@@ -245,7 +249,7 @@ class Store:
     def nvram_path(self, machine: MachineRecord) -> Path:
         """Return the file with the firmware variables that a machine has, or boots with."""
         folder = self.snapshot_folder(machine.nvram) if machine.nvram else self.machine_folder(machine.name)
-        return folder / "nvram.fd"
+        return folder / NVRAM
 
     def machine_names(self, *, throwaway: bool = True) -> list[str]:
         """Return the names of all machines, sorted; without those that were made for a moment only, if not wanted."""
