@@ -113,9 +113,9 @@ def test_what_leads_in_still_does_and_outlives_the_relay(tiny_web: Machine) -> N
     tiny_web.revert("served")
     assert page() == b"a page\n"
     for number in (signal.SIGKILL, signal.SIGTERM):
-        (relay,) = relays(outside.folder(account))
+        (relay,) = relays(outside.RELAY.folder(account))
         os.kill(relay, number)
-        until(lambda: relays(outside.folder(account)) not in ([relay], []), 20, "another relay")  # noqa: B023
+        until(lambda: relays(outside.RELAY.folder(account)) not in ([relay], []), 20, "another relay")  # noqa: B023
         assert page() == b"a page\n"
     assert tiny_web.succeed("nslookup localhost 10.0.2.3 2>&1 | grep -c Server") == "1\n"
 
@@ -123,7 +123,7 @@ def test_what_leads_in_still_does_and_outlives_the_relay(tiny_web: Machine) -> N
 def test_a_machine_that_virsh_started_has_a_way_out_once_it_is_looked_at(tiny_web: Machine) -> None:
     account = tiny_web._store.account
     tiny_web.stop()
-    where = outside.folder(account)
+    where = outside.RELAY.folder(account)
     for number in relays(where):
         # As if it had ended by itself.
         for path in where.glob("*.*"):
@@ -140,7 +140,7 @@ def test_a_machine_that_virsh_started_has_a_way_out_once_it_is_looked_at(tiny_we
 
 
 def test_nobody_else_may_use_its_sockets(tiny_web: Machine) -> None:
-    where = outside.folder(tiny_web._store.account)
+    where = outside.RELAY.folder(tiny_web._store.account)
     assert where.stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in where.iterdir())
 

@@ -225,8 +225,8 @@ def _cables(store: Store, spec: Hardware, *, isolated: bool) -> tuple[domain_xml
     return tuple(
         domain_xml.Cable(
             index,
-            outside.socket_path(store.account, way, "card"),
-            outside.socket_path(store.account, way, "out"),
+            outside.RELAY.socket_path(store.account, outside.socket_name(way, "card")),
+            outside.RELAY.socket_path(store.account, outside.socket_name(way, "out")),
             "reconnect-ms=100" if qemu[:2] >= (9, 2) else "reconnect=1",
         )
         for index, card in enumerate(spec.nics)
@@ -238,7 +238,7 @@ def open_way(store: Store, spec: Hardware) -> bool:
     """Begin what filters a machine's frames, if it has need of it, and say whether it has."""
     needed = bool(_cables(store, spec, isolated=False))
     if needed:
-        outside.begin(store.account)
+        outside.RELAY.begin(store.account)
     return needed
 
 
@@ -259,7 +259,7 @@ def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
     machine.starts += 1
     store.ready_layers(machine)
     if open_way(store, spec):
-        outside.need(store.account)
+        outside.RELAY.need(store.account)
     domain.create(domain_xml.build(spec, wiring(store, machine)), paused=False)
     machine.address = FIRST_ADDRESS
     machine.mapped = machine.continues = None
@@ -329,7 +329,7 @@ def start_from(
         _wait_loaded(domain)
         domain.qmp("migrate-set-capabilities", capabilities=[{"capability": "mapped-ram", "state": False}])
         if filtered:
-            outside.need(store.account)
+            outside.RELAY.need(store.account)
         forward(store, machine, domain)
         if not paused:
             domain.go()
