@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from help.jupyter_page import Console, Server, answer, open_lab, press_keys, run_from_palette, until
-from help.panel_page import SOON, accept, card, choose, open_panel, press, row, state
+from help.panel_page import SOON, accept, card, choose, leave, open_panel, press, row, state
 from playwright.sync_api import Page, expect
 
 from vmlab.errors import VMLabError
@@ -55,8 +55,7 @@ def test_a_machine_is_made_by_the_form(panel: Page, lab: Lab, names: Names) -> N
     panel.locator("#vmlab-panel .jp-Toolbar").get_by_role("button", name="New").click()
     dialog.get_by_label("Name").fill(name)
     expect(dialog).to_contain_text("There is a machine of that name already")
-    panel.keyboard.press("Escape")
-    expect(dialog).to_have_count(0)
+    leave(dialog)
 
 
 def test_buttons_do_what_they_say(panel: Page, lab: Lab, names: Names, tiny: Machine) -> None:
@@ -78,8 +77,7 @@ def test_buttons_do_what_they_say(panel: Page, lab: Lab, names: Names, tiny: Mac
         assert fork.succeed("cat /run/nonce") == tiny.succeed("cat /run/nonce")
         choose(panel, card(panel, fork.name), "Delete…")
         expect(panel.locator(".jp-Dialog")).to_contain_text("It runs, and is ended at once.")
-        panel.keyboard.press("Escape")
-        expect(panel.locator(".jp-Dialog")).to_have_count(0)
+        leave(panel.locator(".jp-Dialog"))
         assert fork.name in lab
         choose(panel, card(panel, fork.name), "Delete…")
         accept(panel, "Delete Machine")
@@ -386,8 +384,7 @@ def test_images_are_listed(panel: Page, lab: Lab) -> None:
     line.get_by_role("button", name="New machine of tiny").click()
     dialog = panel.locator(".jp-vmlab-create-dialog")
     expect(dialog.get_by_label("Image")).to_have_value("tiny")
-    panel.keyboard.press("Escape")
-    expect(dialog).to_have_count(0)
+    leave(dialog)
     images.locator("summary").click()
 
 

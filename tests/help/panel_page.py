@@ -58,3 +58,10 @@ def accept(page: Page, label: str) -> None:
     """Press a button of the dialog."""
     page.locator(".jp-Dialog").get_by_role("button", name=label).click()
     expect(page.locator(".jp-Dialog")).to_have_count(0, timeout=SOON)
+
+
+def leave(dialog: Locator) -> None:
+    """Close a dialog by the Escape key, which it hears once the focus is in it."""
+    expect(dialog.locator(":focus")).to_have_count(1, timeout=SOON)
+    dialog.page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0, timeout=SOON)
