@@ -18,12 +18,13 @@ from vmlab.image import Image
 from vmlab.images import importer
 from vmlab.images.builder import builtin
 from vmlab.machine import Machine, Snapshot, place
-from vmlab.machines import imaging, recipes
+from vmlab.machines import imaging, networks, recipes
 from vmlab.machines.create import build, create
 from vmlab.machines.fork import fork
 from vmlab.machines.hardware import Wanted, plan
 from vmlab.machines.history import visible
 from vmlab.machines.names import free_names, need_machine
+from vmlab.machines.networks import Network
 from vmlab.machines.ports import Forwards
 from vmlab.machines.unmake import collect
 from vmlab.machines.usage import Usage, usage
@@ -121,6 +122,7 @@ class Lab(Shown):
         boot: Sequence[str] | None = None,
         way_out: str | None = None,
         network: str | None = None,
+        nics: Sequence[str] = (),
         forwards: Forwards = (),
         sound: str | bool | None = None,
         video: str | None = None,
@@ -156,6 +158,10 @@ class Lab(Shown):
             Forwarded ports lead in with all but the last.
         network
             The old name of it: ``user`` (``internet``) or ``none``.
+        nics
+            Networks of the lab that it is plugged into, with a card for each behind that of its way out: ``["lan"]``;
+            with the address that the card is to get, ``["lan=10.1.0.20"]``, else a free one is chosen. A network is
+            made at its first use; it joins machines and leads nowhere else. The card is given its address by DHCP.
         forwards
             Such as ``{8080: 80}``: port on the host's loopback to port in the guest; or pairs of them; 0 for the host's
             takes any free one. One that is taken is refused now; at a later start it gives way to a free one until the
@@ -203,6 +209,7 @@ class Lab(Shown):
                 boot=boot,
                 way_out=way_out,
                 network=network,
+                nics=nics,
                 sound=sound,
                 video=video,
                 accelerator=accelerator,
@@ -252,6 +259,35 @@ class Lab(Shown):
         """
         made = fork(self.store, self.store.snapshot(snapshot.id), names, clock=clock, force=force)
         return [Machine(self.store, name) for name in made]
+
+    # -- networks ------------------------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> list[Network]:
+        """The networks between machines, with the cards that are plugged into them."""
+        return networks.every(self.store)
+
+    def network(self, name: str) -> Network:
+        """Return the network of that name.
+
+        Raises
+        ------
+        NotFound
+            With the nearest names.
+        """
+        return networks.one(self.store, name)
+
+    def delete_network(self, name: str) -> None:
+        """Delete a network that no machine uses any more.
+
+        Raises
+        ------
+        NotFound
+            With the nearest names.
+        WrongState
+            Machines use it; says which.
+        """
+        networks.delete(self.store, name)
 
     # -- snapshots and images ------------------------------------------------------------------------------------
 

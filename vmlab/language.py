@@ -19,7 +19,13 @@ Reader = Literal["notebook", "shell", "python"]
 
 _MARKED = re.compile(r"`(%vm [^`]+|[a-z_]+=|[^`¦]+¦[^`]+)`")
 #: Options that are called otherwise than their argument in Python.
-OPTIONS = {"disks": "--add-disk", "forwards": "--forward", "accelerator": "--accel", "keep": "--no-keep"}
+OPTIONS = {
+    "disks": "--add-disk",
+    "forwards": "--forward",
+    "accelerator": "--accel",
+    "keep": "--no-keep",
+    "nics": "--nic",
+}
 #: Verbs that are about no machine, or called otherwise in Python.
 _CALLS = {
     "list": "lab.machines",
@@ -27,6 +33,9 @@ _CALLS = {
     "images --build": 'lab.build("{0}")',
     "images --delete": 'lab.image("{0}").delete()',
     "import": "lab.import_image(...)",
+    "network": "lab.networks",
+    "link": 'lab["{0}"].link("{1}", ...)',
+    "network --delete": 'lab.delete_network("{0}")',
     "limits": "lab.limits()",
     "limits --memory": "lab.set_limits(reserve_memory=...)",
     "limits --disk": "lab.set_limits(reserve_disk=...)",
@@ -101,7 +110,7 @@ def verb(words: str) -> str:
 
 def _call(verb: str, *rest: str) -> str:
     """Return the call that a verb with its words is in Python."""
-    if verb in ("images", "limits") and rest and rest[0].startswith("--"):
+    if verb in ("images", "limits", "network") and rest and rest[0].startswith("--"):
         verb, rest = f"{verb} {rest[0]}", rest[1:]
     given: list[str] = []
     keywords: list[str] = []

@@ -21,6 +21,7 @@ from vmlab.machines.guest import Guest
 from vmlab.machines.hold import hold
 from vmlab.machines.mend import mend
 from vmlab.machines.names import free_names, need_names
+from vmlab.machines.networks import link
 from vmlab.machines.rename import rename
 from vmlab.machines.usage import Usage, usage
 from vmlab.records import Hardware, MachineRecord, SnapshotRecord
@@ -246,6 +247,47 @@ class Machine(Guest, Shown):
         """
         rename(self._store, self._name, name)
         self._name = name
+        return self
+
+    def link(
+        self,
+        network: str,
+        *,
+        delay: float | None = None,
+        jitter: float | None = None,
+        loss: float | None = None,
+        rate: int | None = None,
+        up: bool | None = None,
+        clear: bool = False,
+    ) -> Machine:
+        """Change how its cable to a network is, while it runs or is off; only what is named changes.
+
+        All of it goes for both directions. It stays over restarts and reverts, and forks have it, too.
+
+        Parameters
+        ----------
+        delay, jitter
+            Seconds that a frame is under way, and by how much that varies; frames keep their order.
+        loss
+            The part of frames that is lost, from 0 to 1. What chance decides repeats itself after each change.
+        rate
+            Bits a second; 0 for any number.
+        up
+            False pulls the cable, which the guest sees; True puts it in again.
+        clear
+            Make it a perfect link first.
+
+        Raises
+        ------
+        NotFound
+            It has no card in that network.
+        UsageError
+            A number is out of range.
+        """
+        changes = {"delay": delay, "jitter": jitter, "loss": loss, "rate": rate}
+        down = {} if up is None else {"down": not up}
+        named = {what: value for what, value in changes.items() if value is not None}
+        link(self._store, self._name, network, clear=clear, **named, **down)
         return self
 
     # -- snapshots -----------------------------------------------------------------------------------------------

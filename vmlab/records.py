@@ -24,6 +24,8 @@ from vmlab.errors import BadName, RecordDamaged
 FORMAT = 1
 #: The address that QEMU's user-mode network gives to its first guest.
 FIRST_ADDRESS = "10.0.2.15"
+#: Where a card of QEMU's user-mode network can lead.
+WAYS = ("user", "site", "host")
 #: The longest name of what is only shown, and the signs that it cannot have.
 LABEL_MAX, LABEL_WITHOUT = 80, "@$`'\"\\{}*?[];"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -44,6 +46,13 @@ def check_name(kind: str, name: str) -> str:
         f"{name!r} cannot be the name of a {kind}.",
         hint=f"use 1 to 40 letters, digits, '.', '_' or '-', starting with a letter or digit: '{better}' would do",
     )
+
+
+def mac_of(first: str, number: int) -> str:
+    """Return the MAC of a machine's network card of that number: those that follow the first one's."""
+    vendor, own = first[:9], int(first[9:].replace(":", ""), 16)
+    digits = f"{(own + number) % (1 << 24):06x}"
+    return f"{vendor}{digits[:2]}:{digits[2:4]}:{digits[4:]}"
 
 
 def check_label(kind: str, name: str) -> str:
@@ -188,6 +197,29 @@ def _revive(hint: Any, value: Any, name: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Link(_Record):
+    """What a card's cable does to frames, in each direction.
+
+    Attributes
+    ----------
+    delay, jitter
+        Seconds that a frame is under way, and by how much that varies.
+    loss
+        The part of frames that is lost, from 0 to 1.
+    rate
+        Bits a second; 0 for any number.
+    down
+        Whether the cable is pulled, which the guest sees.
+    """
+
+    delay: float = 0.0
+    jitter: float = 0.0
+    loss: float = 0.0
+    rate: int = 0
+    down: bool = False
+
+
+@dataclass(frozen=True)
 class Nic(_Record):
     """A network card.
 
@@ -196,12 +228,24 @@ class Nic(_Record):
     model
         QEMU's name of it: ``virtio``, ``e1000e``.
     network
-        Where it leads, by QEMU's user-mode network with NAT: ``user``, to the internet alone; ``site``, also to the
-        private nets that this host reaches; ``host``, also to this host and what listens on its loopback.
+        Where it leads. By QEMU's user-mode network with NAT: ``user``, to the internet alone; ``site``, also to the
+        private nets that this host reaches; ``host``, also to this host and what listens on its loopback. Any other
+        word is the name of a network of the lab; empty, its cable is pulled.
+    address
+        The one that it is given there, where it asks for one; empty on other ways.
+    link
+        How its cable to there is.
     """
 
     model: str = "virtio"
     network: str = "user"
+    address: str = ""
+    link: Link = Link()
+
+    @property
+    def plugged(self) -> str | None:
+        """The network of the lab that it is plugged into."""
+        return None if self.network in (*WAYS, "") else self.network
 
 
 @dataclass(frozen=True)
@@ -258,18 +302,35 @@ class Hardware(_Record):
 
     @property
     def network(self) -> str:
-        """Where its first card leads; ``none`` if it has none."""
-        return self.nics[0].network if self.nics else "none"
+        """Where its first card leads, if that is a way out; else ``none``."""
+        return self.nics[0].network if self.nics and self.nics[0].network in WAYS else "none"
 
-    def leading(self, to: Hardware | str) -> Hardware:
-        """Return this hardware with cards that lead where those of another one do, or all to the same.
+    def leading(self, to: Hardware) -> Hardware:
+        """Return this hardware with cards that lead where those of another one do, which has as many.
 
         No guest sees a difference.
         """
-        if isinstance(to, str):
-            return replace(self, nics=tuple(replace(card, network=to) for card in self.nics))
-        pairs = zip(self.nics, to.nics, strict=False)
-        return replace(self, nics=tuple(replace(card, network=other.network) for card, other in pairs))
+        pairs = zip(self.nics, to.nics, strict=True)
+        return replace(
+            self,
+            nics=tuple(
+                replace(card, network=like.network, address=like.address, link=like.link)
+                for card, like in pairs
+            ),
+        )
+
+    @property
+    def unaddressed(self) -> Hardware:
+        """The same hardware with cards that have no addresses yet."""
+        return replace(self, nics=tuple(replace(card, address="") for card in self.nics))
+
+    @property
+    def unplugged(self) -> Hardware:
+        """The same hardware as states are made of it that serve all: its first card leads out, others nowhere."""
+        return replace(
+            self,
+            nics=tuple(Nic(card.model, "" if number else "user") for number, card in enumerate(self.nics)),
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -278,6 +339,24 @@ class Hardware(_Record):
             card = {"model": data.get("nic", "virtio"), "network": data["network"]}
             data = {**data, "nics": [card] if data["network"] != "none" else []}
         return super().from_json(data)
+
+
+@dataclass(frozen=True)
+class NetworkRecord(_Record):
+    """A network between machines of a lab: one Ethernet segment.
+
+    Attributes
+    ----------
+    id
+        What the switch knows it by, in names of sockets.
+    subnet
+        The addresses that its cards are given, such as ``10.1.0.0/24``.
+    """
+
+    name: str
+    id: str
+    subnet: str
+    created: str = field(default_factory=now)
 
 
 @dataclass(frozen=True)

@@ -1147,6 +1147,8 @@ export interface components {
              * @enum {unknown}
              */
             way_out?: "internet" | "site" | "host" | "none";
+            /** @description Networks of the lab, each with a card of its own: lan, or lan=10.1.0.20 */
+            nics?: string[];
             /** @description [port of the host's loopback or 0 for any, port in the guest] */
             forwards?: components["schemas"]["Forward"][];
             /** @enum {unknown} */
@@ -1266,6 +1268,8 @@ export interface components {
             here: string | null;
             /** @description Whether the last revert can be taken back */
             can_undo: boolean;
+            /** @description Networks of the lab, each with a card of its own: lan, or lan=10.1.0.20 */
+            nics?: string[];
             /** @description [port of the host's loopback, port in the guest] */
             forwards: components["schemas"]["Forward"][];
             description: string;

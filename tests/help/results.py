@@ -17,7 +17,9 @@ from vmlab.guest.agent import CommandResult
 from vmlab.guest.screen import Screenshot
 from vmlab.host.doctor import Finding, Report
 from vmlab.host.limits import Limits
+from vmlab.machines.networks import Card, Network
 from vmlab.machines.proof import Verification
+from vmlab.records import Link
 from vmlab.store.collect import Collected
 from vmlab.study.diff import Diff, Part
 from vmlab.study.timeline import Moment, Timeline
@@ -46,6 +48,13 @@ def every_view(folder):
         "tree": web().tree(),
         "snapshot": snapshot,
         "images": dispatch.as_view(Image("tiny", "Small", description="with a shell")),
+        "networks": dispatch.as_view(
+            Network(
+                "lan",
+                "10.1.0.0/24",
+                (Card("web", 1, "52:54:00:12:34:57", "10.1.0.10", Link(delay=0.2, loss=0.1)),),
+            )
+        ),
         "verification": snapshot.verify(),
         "a failed verification": Verification(
             "s", "web", False, True, None, True, ("1",), 1, ["RAM differs"]

@@ -20,9 +20,9 @@ from vmlab.guest.agent import CommandResult
 from vmlab.study import diff
 from vmlab.study.timeline import Timeline
 
-VERBS = """create list start stop kill reboot pause resume delete rename mend snapshot tree revert undo fork forget
+VERBS = """create list start stop kill reboot pause resume delete rename mend link snapshot tree revert undo fork forget
 describe verify diff timeline search console exec script put get keys type screenshot serial wait images
-import limits doctor collect help"""
+import limits doctor collect network help"""
 
 
 class Recorder(QuietUI):
@@ -175,6 +175,7 @@ def test_create_options_reach_the_lab():
     do(
         it,
         "create web desktop --memory 1G --vcpus 2 --disk 10G --add-disk 1G --add-disk 2G --forward 8080:80 -f 2222:22 "
+        "--nic lan --nic dmz=10.2.0.9 "
         '--sound --video vga --accel tcg --kernel-args "quiet splash" --boot cdrom,disk --no-start --force --clock now '
         "--reuse",
     )
@@ -183,7 +184,8 @@ def test_create_options_reach_the_lab():
     assert options.pop("progress") is not None
     assert options == {
         "memory": 1024, "vcpus": 2, "disk": 10 << 30, "disks": (1 << 30, 2 << 30), "firmware": None,
-        "boot": ("cdrom", "disk"), "way_out": None, "forwards": ((8080, 80), (2222, 22)), "sound": True, "video": "vga",
+        "boot": ("cdrom", "disk"), "way_out": None,
+        "nics": ("lan", "dmz=10.2.0.9"), "forwards": ((8080, 80), (2222, 22)), "sound": True, "video": "vga",
         "accelerator": "tcg", "kernel_args": "quiet splash", "clock": "now", "start": False, "bake": None,
         "force": True, "reuse": True,
     }  # fmt: skip

@@ -30,6 +30,7 @@ from vmlab import commands
 from vmlab.errors import VMLabError
 from vmlab.lab import Lab
 from vmlab.machine import Machine
+from vmlab.store import networks
 
 from .conftest import link_image
 
@@ -105,6 +106,10 @@ class Stage:
         if verb == "create":
             self.gone(words.split(maxsplit=1)[0])
             return
+        if verb == "link":
+            self.gone("web")
+            self.lab.create(self.names["web"], "tiny", nics=["lan"])
+            return
         if verb == "fork":
             for machine in self.lab.machines:  # of --count
                 if machine.name not in [self.names[name] for name in THERE]:
@@ -132,9 +137,17 @@ class Stage:
                 "touch /run/done; echo login: >> /dev/ttyS0; pidof httpd || httpd -p 80 -h /tmp; "
                 "printf '\\033[?25l' >> /dev/tty0"  # no cursor blinks
             ),
+            "network": lambda: self.free_network() if "lan" in words else None,
             "images": lambda: self.old_image() if "old" in words else None,
             "import": lambda: self.image_files(words.split(maxsplit=1)[0]),
         }.get(verb, lambda: None)()  # fmt: skip
+
+    def free_network(self) -> None:
+        for network in self.lab.networks:
+            for machine in {card.machine for card in network.cards}:
+                self.lab[machine].delete()
+        if not self.lab.networks:
+            networks.make(self.lab.store, "lan", None)
 
     def one_of_db(self) -> None:
         db = self.there("db")

@@ -76,6 +76,13 @@ def images(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> 
     return []
 
 
+def networks(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> list[str]:
+    """Return networks that begin with ``prefix``."""
+    with contextlib.suppress(Exception):
+        return _fitting([network.name for network in _lab(parsed_args).networks], prefix)
+    return []
+
+
 def images_or_all(prefix: str = "", parsed_args: Namespace | None = None, **options: Any) -> list[str]:
     """Return images, and the word ``all``."""
     return images(prefix, parsed_args, **options) + _fitting(["all"], prefix)

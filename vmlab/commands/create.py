@@ -13,6 +13,7 @@ create d1 desktop                                 # a desktop with windows
 create big desktop --memory 1G --vcpus 2 --disk 10G
 create web --forward 8080:80                      # port 80 of the guest is localhost:8080
 create web --way-out none                         # no network at all
+create db --nic lan                               # and a card in a network of the lab: `network` lists them
 create web --reuse                                # the one that is there, if its hardware is the same
 """
 
@@ -88,6 +89,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "host: also this host's own ports; none: no network card",
     )
     hardware.add_argument(
+        "--nic",
+        dest="nics",
+        metavar="NETWORK[=ADDRESS]",
+        action="append",
+        default=[],
+        help="one more network card, plugged into a network of the lab, such as lan or lan=10.1.0.20",
+    )
+    hardware.add_argument(
         "--sound", action=argparse.BooleanOptionalAction, default=None, help="with or without a sound card"
     )
     hardware.add_argument("--video", metavar="MODEL", help="screen: vga, virtio, qxl, none")
@@ -130,6 +139,7 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine:
             firmware=args.firmware,
             boot=args.boot,
             way_out=args.way_out,
+            nics=tuple(args.nics),
             forwards=tuple(args.forwards),
             sound=args.sound,
             video=args.video,

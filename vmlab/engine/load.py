@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import time
 from pathlib import Path
+from typing import Any
 
 from vmlab import private
 from vmlab.engine import fold, mapped_ram, save
@@ -21,8 +22,9 @@ from vmlab.hypervisor import domain_xml
 from vmlab.hypervisor.account import find_program
 from vmlab.hypervisor.domain import Domain, has_machine, versions
 from vmlab.hypervisor.host import boot_id, free_port, host_cpu
-from vmlab.network import outside
-from vmlab.records import FIRST_ADDRESS, Hardware, MachineRecord, SnapshotRecord
+from vmlab.network import networks, outside
+from vmlab.records import FIRST_ADDRESS, Hardware, Link, MachineRecord, Nic, SnapshotRecord, mac_of
+from vmlab.store import networks as network_records
 from vmlab.store.store import NVRAM, Store
 
 LOAD_TIMEOUT = 60.0
@@ -213,33 +215,58 @@ def wiring(
         nvram=folder / NVRAM,
         ram=ram,
         emulator=starter(store),
-        cables=_cables(store, machine.spec, isolated=isolated),
+        cables=_cables(store, machine, isolated=isolated),
     )
 
 
-def _cables(store: Store, spec: Hardware, *, isolated: bool) -> tuple[domain_xml.Cable, ...]:
-    """Return what lies between a machine's network cards and the outside."""
-    if isolated:
-        return tuple(domain_xml.Cable(index) for index in range(len(spec.nics)))
+def _cables(store: Store, machine: MachineRecord, *, isolated: bool) -> tuple[domain_xml.Cable, ...]:
+    """Return what lies between a machine's network cards and where they lead."""
     qemu = _numbers(versions(store.account)["qemu"])
-    return tuple(
-        domain_xml.Cable(
-            index,
-            outside.RELAY.socket_path(store.account, outside.socket_name(way, "card")),
-            outside.RELAY.socket_path(store.account, outside.socket_name(way, "out")),
-            "reconnect-ms=100" if qemu[:2] >= (9, 2) else "reconnect=1",
-        )
-        for index, card in enumerate(spec.nics)
-        if (way := {"user": "internet"}.get(card.network, card.network)) in outside.WAYS
-    )
+    again = "reconnect-ms=100" if qemu[:2] >= (9, 2) else "reconnect=1"
+    cables = []
+    for number, card in enumerate(machine.spec.nics):
+        if isolated or not card.network:
+            cables.append(domain_xml.Cable(number))
+        elif card.plugged:
+            name = networks.socket_name(network_records.read(store, card.plugged).id, number)
+            cables.append(
+                domain_xml.Cable(number, networks.SWITCH.socket_path(store.account, name), None, again)
+            )
+        elif (way := _way(card)) is not None:
+            card_end, out = (
+                outside.RELAY.socket_path(store.account, outside.socket_name(way, side))
+                for side in outside.SIDES
+            )
+            cables.append(domain_xml.Cable(number, card_end, out, again))
+    return tuple(cables)
 
 
-def open_way(store: Store, spec: Hardware) -> bool:
-    """Begin what filters a machine's frames, if it has need of it, and say whether it has."""
-    needed = bool(_cables(store, spec, isolated=False))
+def _way(card: Nic) -> str | None:
+    """Return the way out through the relay that a card has."""
+    way = {"user": "internet"}.get(card.network, card.network)
+    return way if way in outside.WAYS else None
+
+
+def open_ways(store: Store, machine: MachineRecord) -> bool:
+    """Begin what a machine's cards lead to, and say whether it has need of the relay, which is not waited for."""
+    if words := _words(store, machine):
+        networks.open_networks(store.account, words)
+    needed = any(_way(card) for card in machine.spec.nics)
     if needed:
         outside.RELAY.begin(store.account)
     return needed
+
+
+def _words(store: Store, machine: MachineRecord) -> dict[str, dict[str, Any]]:
+    """Return what the switch is to know of a machine's networks."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, card in enumerate(machine.spec.nics):
+        if card.plugged:
+            network = network_records.read(store, card.plugged)
+            word = found.setdefault(network.id, {"subnet": network.subnet, "leases": {}})
+            if card.address:
+                word["leases"][mac_of(machine.mac, number)] = card.address
+    return found
 
 
 def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
@@ -258,9 +285,11 @@ def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:
         _ready_nvram(store, machine)
     machine.starts += 1
     store.ready_layers(machine)
-    if open_way(store, spec):
+    if open_ways(store, machine):
         outside.RELAY.need(store.account)
     domain.create(domain_xml.build(spec, wiring(store, machine)), paused=False)
+    plug(store, machine, domain, up=True)
+    _show_links(machine, domain)
     machine.address = FIRST_ADDRESS
     machine.mapped = machine.continues = None
     forward(store, machine, domain)
@@ -315,7 +344,7 @@ def start_from(
         private.replace(own, (folder / NVRAM).read_bytes())
     machine.starts += 1
     store.ready_layers(machine)
-    filtered = not isolated and open_way(store, machine.spec)
+    filtered = not isolated and open_ways(store, machine)
     try:
         wires = wiring(store, machine, ram=ram, isolated=isolated)
         xml = domain_xml.adapt((folder / "domain.xml").read_text(), wires)
@@ -324,6 +353,10 @@ def start_from(
         raise mapped_ram.damaged(folder / "domain.xml", f"describes no machine ({error})") from error
     domain.create(xml, paused=True)
     try:
+        if not isolated:
+            # The MAC that its guest uses may be another machine's on the same wire. QEMU itself sends frames with it
+            # when it has taken up the state (and with announce-rounds=0, QEMU 10.0.2 crashes when the guest reboots).
+            plug(store, machine, domain, up=record.mac == machine.mac and not record.macs)
         domain.qmp("migrate-set-capabilities", capabilities=[{"capability": "mapped-ram", "state": True}])
         domain.qmp("migrate-incoming", uri=f"file:{stream},offset={mapped_ram.STREAM_OFFSET}")
         _wait_loaded(domain)
@@ -331,6 +364,8 @@ def start_from(
         if filtered:
             outside.RELAY.need(store.account)
         forward(store, machine, domain)
+        if not isolated:
+            _show_links(machine, domain)
         if not paused:
             domain.go()
         machine.mapped, machine.continues, machine.nvram = record.id, None, None
@@ -348,6 +383,38 @@ def start_from(
                 libvirt=error,
             ) from error
         raise
+
+
+def plug(store: Store, machine: MachineRecord, domain: Domain, *, up: bool) -> None:
+    """Have the switch carry what a machine that runs sends and gets, or nothing of it."""
+    if not any(card.plugged for card in machine.spec.nics) or (pid := domain.pid) is None:
+        return
+    networks.ask(store.account, **{"listen" if up else "ignore": [pid]}, links=_links(machine, pid))
+
+
+def tell_links(store: Store, machine: MachineRecord, domain: Domain) -> None:
+    """Let the cables of a machine that runs be as its record says."""
+    if (pid := domain.pid) is not None:
+        networks.ask(store.account, links=_links(machine, pid))
+        _show_links(machine, domain)
+
+
+def _links(machine: MachineRecord, pid: int) -> dict[str, dict[str, Any] | None]:
+    """Return what the switch is to know of a machine's cables."""
+    return {
+        f"{pid}.{number}": None
+        if card.link == Link()
+        else {**card.link.to_json(), "seed": f"{machine.uuid} {number}"}
+        for number, card in enumerate(machine.spec.nics)
+        if card.plugged
+    }
+
+
+def _show_links(machine: MachineRecord, domain: Domain) -> None:
+    """Show a running guest which of its cables are pulled."""
+    for number, card in enumerate(machine.spec.nics):
+        if card.plugged:
+            domain.qmp("set_link", name=f"net{number}", up=not card.link.down)
 
 
 def starter(store: Store) -> Path:

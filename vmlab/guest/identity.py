@@ -17,19 +17,20 @@ from typing import Any
 from vmlab.errors import AgentError, AgentTimeout, UsageError
 from vmlab.guest import GuestDomain
 from vmlab.guest.agent import execute, refused, script
+from vmlab.records import mac_of
 
 __all__ = ["Identity", "addresses", "renew", "set_clock"]
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 
-# Prints one line for each thing: "done WHAT VALUE", "failed WHAT WHY" or "same WHAT". $1 host name, $2 machine ID,
-# $3 MAC, $4 what the MAC may be so far, $5 a word by which this run is known if there may be another. Files and ioctl
-# where possible: hostnamectl and the like go through D-Bus, which takes seconds in an emulated guest. Nothing here may
-# wait for the network.
+# Prints one line for each thing: "done WHAT VALUE", "failed WHAT WHY" or "same WHAT". $1 host name, $2 machine ID, $3 a
+# word by which this run is known if there may be another; then a line for each network card, then the rest. Files and
+# ioctl where possible: hostnamectl and the like go through D-Bus, which takes seconds in an emulated guest. Nothing
+# here may wait for the network.
 _RENEW = r"""
 say() { printf '%s\n' "$*"; }
-host=$1 id=$2 mac=$3 oldmacs=$4 mine=$5
+host=$1 id=$2 mine=$3
 
 # A guest that was caught while it was told something else goes on with that first. What runs is known by the first line
 # of its script, which stands in the environment of whoever started it, before it does anything.
@@ -92,17 +93,27 @@ if [ -n "$id" ]; then
   if [ -f "$f" ] && [ ! -L "$f" ]; then printf '%s\n' "$id" >"$f"; fi
 fi
 
-if [ -n "$mac" ]; then
-  nic=
+# The process of that program which asks for the card's address.
+client() {
+  for f in $(grep -ls "$1" /proc/[0-9]*/cmdline 2>/dev/null); do
+    case " $(tr '\0' ' ' <"$f" 2>/dev/null)" in *[/\ ]"$1 "*" $nic "*) f=${f%/*}; echo "${f##*/}"; return; esac
+  done
+  return 1
+}
+
+# $1 number of the card, $2 its MAC, $3 what that may be so far
+renew() {
+  mark=; [ "$1" = 0 ] || mark=-$1
+  mac=$2 oldmacs=$3 nic=
   for n in /sys/class/net/*; do
     [ -e "$n/device" ] && [ -r "$n/address" ] || continue
     read -r a <"$n/address"
     case " $oldmacs " in "  " | *" $a "*) nic=${n##*/}; break; esac
   done
   if [ -z "$nic" ]; then
-    say "failed mac no network card${oldmacs:+ with $oldmacs}"
+    say "failed mac$mark no network card${oldmacs:+ with $oldmacs}"
   elif [ "$a" = "$mac" ]; then
-    say "done mac $mac $nic"
+    say "done mac$mark $mac $nic"
   else
     set_mac() {
       if command -v ip >/dev/null; then ip link set dev "$nic" address "$mac"; else ifconfig "$nic" hw ether "$mac"; fi
@@ -112,31 +123,34 @@ if [ -n "$mac" ]; then
     echo 1 2>/dev/null >"/proc/sys/net/ipv4/conf/$nic/arp_notify"
     # virtio changes it while up; other cards must be down, which loses routes until DHCP has run.
     if set_mac 2>/dev/null; then
-      say "done mac $mac $nic"
+      say "done mac$mark $mac $nic"
     else
       ip link set dev "$nic" down 2>/dev/null
-      if why=$(set_mac 2>&1); then say "done mac $mac $nic"; else say "failed mac $why"; fi
+      if why=$(set_mac 2>&1); then say "done mac$mark $mac $nic"; else say "failed mac$mark $why"; fi
       ip link set dev "$nic" up 2>/dev/null
     fi
     # In the background: a lease may take seconds, or never come.
     how=
-    if command -v networkctl >/dev/null && [ -d /run/systemd/netif ]; then how="networkctl renew $nic"
-    elif command -v nmcli >/dev/null && [ -d /run/NetworkManager ]; then how="nmcli device reapply $nic"
-    elif p=$(pidof udhcpc 2>/dev/null); then
-      # Told to renew, it would go on under the MAC that it read when it started.
-      how="kill $p; sleep 0.1; exec $(tr '\0' ' ' <"/proc/${p%% *}/cmdline")"
+    if command -v networkctl >/dev/null && pidof systemd-networkd >/dev/null; then how="networkctl renew $nic"
+    elif command -v nmcli >/dev/null && pidof NetworkManager >/dev/null; then how="nmcli device reapply $nic"
+    elif p=$(client udhcpc); then
+      # Told to renew, it would go on under the MAC that it read when it started. Who has a parent is started by that.
+      how="kill $p"
+      grep -qs '^PPid:[^0-9]*1$' "/proc/$p/status" && how="$how; sleep 0.1; exec $(tr '\0' ' ' <"/proc/$p/cmdline")"
     elif p=$(pidof dhcpcd 2>/dev/null); then how="dhcpcd -n $nic"
-    elif p=$(pidof dhclient 2>/dev/null); then how="ifdown --force $nic; ifup --force $nic"
+    elif p=$(client dhclient); then how="ifdown --force $nic; ifup --force $nic"
     fi
     if [ -n "$how" ]; then
       ( (exec /bin/sh -c "$how" vmlab-dhcp) </dev/null >/dev/null 2>&1 & )
-      say "done dhcp asked: $how"
+      say "done dhcp$mark asked: $how"
     else
-      say "same address no DHCP client is running"
+      say "same address${mark:+ of $nic} no DHCP client is running"
     fi
   fi
-fi
+}
 
+"""
+_REST = r"""
 for f in /etc/ssh/ssh_host_*_key; do [ ! -f "$f" ] || { say "same SSH host keys"; break; }; done
 exit 0
 """
@@ -196,6 +210,7 @@ def renew(
     machine_id: bool = True,
     mac: str | None = None,
     old_macs: Sequence[str] = (),
+    cards: int = 1,
     after_another: bool = False,
     timeout: float = 20,
 ) -> Identity:
@@ -217,6 +232,8 @@ def renew(
         QEMU's command line says, so it has to be changed in the guest.
     old_macs
         One of them the card has now; without any the first card is changed.
+    cards
+        How many network cards the guest has: the MACs of the others follow those of the first.
     after_another
         The guest may have been caught while it was told something else: it comes to the end of that first, which may
         take as long once more.
@@ -241,9 +258,12 @@ def renew(
     }
     begin = time.monotonic()
     mine = uuid.uuid4().hex
-    arguments = [*wanted.values(), " ".join(old_macs).lower(), mine if after_another else ""]
-    words = " ".join(f"'{word}'" for word in arguments)
-    text = f"#!/bin/sh\n# vmlab-identity {mine}\nset -- {words}\n{_RENEW}"
+    words = " ".join(f"'{word}'" for word in (name, wanted["machine-id"], mine if after_another else ""))
+    changes = [
+        f"renew {number} '{mac_of(wanted['mac'], number)}' '{' '.join(mac_of(m.lower(), number) for m in old_macs)}'\n"
+        for number in range(cards if mac else 0)
+    ]
+    text = f"#!/bin/sh\n# vmlab-identity {mine}\nset -- {words}\n{_RENEW}{''.join(changes)}{_REST}"
     try:
         result = script(domain, text, timeout=timeout * (1 + after_another))
     except AgentError as error:
@@ -265,11 +285,12 @@ def renew(
     return Identity(domain.name, done, failed, (*same, *ALWAYS), time.monotonic() - begin)
 
 
-def addresses(domain: GuestDomain) -> list[str]:
-    """Return the IPv4 addresses that the guest's agent tells, without loopback."""
+def addresses(domain: GuestDomain, mac: str | None = None) -> list[str]:
+    """Return the IPv4 addresses that the guest's agent tells, without loopback; those of one card by its MAC."""
     return [
         address["ip-address"]
         for card in domain.agent("guest-network-get-interfaces")
+        if mac in (None, card.get("hardware-address"))
         for address in card.get("ip-addresses", ())
         if address["ip-address-type"] == "ipv4" and not address["ip-address"].startswith("127.")
     ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmlab.errors import HostError
-from vmlab.records import Hardware
+from vmlab.records import Hardware, mac_of
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", _QEMU)
@@ -56,15 +56,16 @@ class Cable:
     """What is between a network card and the user-mode network that libvirt gives it.
 
     libvirt cannot put anything there; QEMU's arguments can: the card gets another back end, a socket, and a second
-    socket becomes the neighbour of the user-mode network, whose own part of a saved state stays what it is.
+    socket becomes the neighbour of the user-mode network, whose own part of a saved state stays what it is; without a
+    second one that has no neighbour.
 
     Attributes
     ----------
     index
         The card's number.
     card, out
-        The sockets that both ends connect to, again and again until somebody listens; None for a cable that is cut,
-        which the card does not notice.
+        The sockets that both ends connect to, again and again until somebody listens. Without ``card`` the cable is
+        cut, which the card does not notice; without ``out`` it leads to where that one leads alone.
     reconnect
         How QEMU is told to connect again.
     """
@@ -205,7 +206,7 @@ def _add_devices(domain: ET.Element, spec: Hardware, wiring: Wiring) -> None:
     _add(devices, "controller", type="usb", **({"model": "qemu-xhci"} if usb_tablet else {"model": "none"}))
     for index, card in enumerate(spec.nics):
         nic = _add(devices, "interface", type="user")
-        _add(nic, "mac", address=_mac(wiring.mac, index))
+        _add(nic, "mac", address=mac_of(wiring.mac, index))
         _add(nic, "model", type=card.model)
         if "network" not in spec.boot:
             # The card's boot ROM would only cost memory and time.
@@ -234,13 +235,6 @@ def _add_devices(domain: ET.Element, spec: Hardware, wiring: Wiring) -> None:
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     _add(devices, "panic", model="pvpanic")
-
-
-def _mac(first: str, index: int) -> str:
-    """Return the MAC of a machine's network card number ``index``: those that follow the first one's."""
-    vendor, own = first[:9], int(first[9:].replace(":", ""), 16)
-    digits = f"{(own + index) % (1 << 24):06x}"
-    return f"{vendor}{digits[:2]}:{digits[2:4]}:{digits[4:]}"
 
 
 def _add_audio(devices: ET.Element, sound_file: Path | None) -> None:
@@ -309,7 +303,7 @@ def _adapt_devices(devices: ET.Element, wiring: Wiring) -> None:
     for log in (*devices.findall("serial/log"), *devices.findall("console/log")):
         log.set("file", str(wiring.serial_log))
     for index, nic in enumerate(devices.findall("interface/mac")):
-        nic.set("address", _mac(wiring.mac, index))
+        nic.set("address", mac_of(wiring.mac, index))
     for audio in devices.findall("audio"):
         devices.remove(audio)
     _add_audio(devices, wiring.sound_file)
@@ -336,16 +330,17 @@ def _lay_cables(domain: ET.Element, cables: Sequence[Cable]) -> None:
     override = ET.SubElement(domain, f"{{{_QEMU}}}override")
     for cable in cables:
         own, hub = f"vmlabcard{cable.index}", cable.index
-        if cable.card is None or cable.out is None:
+        if cable.card is None:
             _add_arguments(domain, "-netdev", f"hubport,id={own},hubid={100 + hub}")
-        else:
-            for name, path in ((own, cable.card), (f"vmlabout{cable.index}", cable.out)):
+        for name, path in ((own, cable.card), (f"vmlabout{cable.index}", cable.out)):
+            if cable.card is not None and path is not None:
                 where = str(path).replace(",", ",,")
                 _add_arguments(
                     domain,
                     "-netdev",
                     f"stream,id={name},server=off,addr.type=unix,addr.path={where},{cable.reconnect}",
                 )
+        if cable.card is not None and cable.out is not None:
             for name in (f"vmlabout{cable.index}", f"hostnet{cable.index}"):
                 _add_arguments(domain, "-netdev", f"hubport,id={name}hub,hubid={hub},netdev={name}")
         device = ET.SubElement(override, f"{{{_QEMU}}}device", alias=f"net{cable.index}")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from vmlab.engine import load
 from vmlab.engine.domain import domain_of
+from vmlab.machines import networks
 from vmlab.machines.names import need_free
 from vmlab.machines.unmake import unmake
 from vmlab.records import Hardware, MachineRecord
@@ -57,7 +58,8 @@ def boot_new(
                 base = f"{spec.base}/{files[index]}" if index < len(files) else None
                 record.layers[target] = store.add_layer(base=base, size=sizes[index]).id
             # With its disks at once: should we die, it is a whole machine that is off.
-            store.add_machine(record)
+            with networks.addressed(store, record):
+                store.add_machine(record)
             load.define(store, record, domain)
             if start:
                 load.boot(store, record, domain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,13 @@ def create(
         build(store, image, tell)
     spec, sizes = plan(store, image, wanted)
     usual, usual_sizes = plan(store, image)
-    # Where its card leads does not matter to what is in a guest: one ready state serves all.
-    wide = spec.leading("user")
-    wants_ready = bake if bake is not None else (wide, sizes) == (usual, usual_sizes) and start
-    if wants_ready and store.image(image).get("ready"):
+    # Where its cards lead does not matter to what is in a guest: one ready state serves all.
+    wide = spec.unplugged
+    as_usual = replace(wide, nics=usual.nics) == usual and sizes == usual_sizes
+    wants_ready = bake if bake is not None else as_usual and start
+    # Who cannot be told its own MAC must have it from the beginning.
+    told = spec.agent or not any(card.plugged for card in spec.nics)
+    if wants_ready and told and store.image(image).get("ready"):
         need_memory(store, spec, mapped=True, force=force)
         state = ready.ready_for(store, image, wide, sizes) or ready.bake(store, image, wide, sizes, tell)
         tell(f"starting {name} from the ready state of {image}", None)
@@ -100,6 +103,16 @@ def _need_same(store: Store, name: str, image: str, wanted: Wanted, forwards: po
             for field in fields(spec)
             if field.name not in ("base", "machine_type")
         }
+        has, asks = pairs["nics"]
+        if len(has) == len(asks):
+            # Which address is its own matters only where one was asked for, and how its cable is not at all.
+            pairs["nics"] = (
+                tuple(
+                    replace(card, address=card.address if want.address else "", link=want.link)
+                    for card, want in zip(has, asks, strict=True)
+                ),
+                asks,
+            )
         pairs["sizes of its disks"] = (own, sizes)
         pairs["forwarded ports"] = (sorted(record.forwards), sorted(asked))
     differs = {what: f"{has}, not {new}" for what, (has, new) in pairs.items() if has != new}

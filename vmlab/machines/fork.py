@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from vmlab.engine import fold, load
 from vmlab.engine.domain import domain_of
 from vmlab.errors import VMLabError
-from vmlab.machines import identity, move
+from vmlab.machines import identity, move, networks
 from vmlab.machines.boot import Forwards, new_record
 from vmlab.machines.names import need_free, need_names
 from vmlab.machines.room import need_memory
@@ -76,7 +76,9 @@ def fork_one(
     then
         Is given, once the machine runs, what begins to tell it who it is.
     """
-    record = new_record(name, source.image, source.spec.leading(leading or source.spec), forwards)
+    # On the same wire it is another machine, with addresses of its own.
+    spec = source.spec.leading(leading) if leading is not None else source.spec.unaddressed
+    record = new_record(name, source.image, spec, forwards)
     record.root = record.here = source.id
     record.address = source.address
     record.continues = source.id if source.ram is not None else None
@@ -90,9 +92,15 @@ def fork_one(
             # Should we die from here on, it is a whole machine, and a start continues it.
             starts = start and source.ram is not None
             record.pending = Pending("arrive") if starts else None
-            store.add_machine(record)
+            with networks.addressed(store, record):
+                store.add_machine(record)
             load.define(store, record, domain)
             tells = starts and identity.begin(store, record, source)
+            if starts and not tells and any(card.plugged for card in record.spec.nics):
+                store.tell(
+                    f"{name} cannot be told an address of its own (it has no agent, or does not run): its cards are "
+                    "unplugged until it is started from its disk"
+                )
             if starts:
                 move.arrive(store, record, domain, source, paused=source.state == "crashed", shared=True)
         except BaseException:

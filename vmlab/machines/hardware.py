@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmlab.errors import UsageError
@@ -11,6 +11,8 @@ from vmlab.hypervisor import domain as domains
 from vmlab.hypervisor.accelerator import best_accelerator, verdict
 from vmlab.hypervisor.domain_xml import need_uefi
 from vmlab.images.spec import described
+from vmlab.machines import networks
+from vmlab.network.networks import CARDS
 from vmlab.records import Hardware, Nic
 from vmlab.render import units
 from vmlab.store.store import Store
@@ -40,6 +42,7 @@ class Wanted:
     boot: Sequence[str] | None = None
     way_out: str | None = None
     network: str | None = None
+    nics: Sequence[str] = ()
     sound: str | bool | None = None
     video: str | None = None
     accelerator: str | None = None
@@ -79,7 +82,13 @@ def plan(store: Store, image: str, wanted: Wanted | None = None) -> tuple[Hardwa
     order = tuple(_or(wanted.boot, ("disk", "cdrom") if data.get("disks") else ("cdrom", "disk")))
     for device in order:
         _one_of("boot device", device, BOOT)
-    way_out = _way_out(wanted, data)
+    model = str(data.get("nic", "virtio"))
+    way_out, plugged = _way_out(wanted, data), networks.wanted(wanted.nics or ())
+    nics = ([] if way_out == "none" else [Nic(model, way_out)]) + [
+        replace(card, model=model) for card in plugged
+    ]
+    if len(nics) > CARDS:
+        raise UsageError(f"A machine can have {CARDS} network cards at most.")
     spec = Hardware(
         memory=memory,
         vcpus=vcpus,
@@ -95,7 +104,7 @@ def plan(store: Store, image: str, wanted: Wanted | None = None) -> tuple[Hardwa
         disks=tuple(f"{_PREFIXES.get(bus, 'sd')}{_LETTERS[i]}" for i in range(len(sizes))),
         cdroms=tuple(data.get("cdroms", ())),
         disk_bus=bus,
-        nics=() if way_out == "none" else (Nic(str(data.get("nic", "virtio")), way_out),),
+        nics=tuple(nics),
         video=_one_of(
             "video card that QEMU has here",
             _one_of("video card", _or(wanted.video, data.get("video", "vga")), VIDEO),

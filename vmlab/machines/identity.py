@@ -54,8 +54,12 @@ def give(store: Store, record: MachineRecord, source: SnapshotRecord, clock: str
                 hostname=record.name,
                 mac=record.mac,
                 old_macs=(source.mac, *source.macs),
+                cards=len(record.spec.nics),
                 after_another=bool(source.macs),
             )
+            # One that has kept its origin's MAC would take that one's place in a network.
+            if not any(what.startswith("mac") for what in found.failed):
+                load.plug(store, record, domain, up=True)
             if clock == "now":
                 with contextlib.suppress(VMLabError):
                     identity.set_clock(domain)
@@ -78,7 +82,7 @@ def _follow_address(store: Store, name: str) -> bool:
     end = time.monotonic() + ADDRESS_TIMEOUT
     while time.monotonic() < end:
         with contextlib.suppress(VMLabError):
-            found = identity.addresses(domain_of(store, name))
+            found = identity.addresses(domain_of(store, name), store.machine(name).mac)
             if found and store.machine(name).address not in found:
                 with hold(store, name, "forward its ports") as (now, domain):
                     now.address = found[0]

@@ -27,7 +27,12 @@ HARDWARE = 2
 
 def ready_key(spec: Hardware, sizes: list[int]) -> str:
     """Return what a ready state must have been made with to serve a new machine: the same hardware."""
-    text = json.dumps([HARDWARE, spec.to_json(), sizes], sort_keys=True)
+    data = spec.to_json()
+    for card in data["nics"]:
+        # They are those of no network.
+        card.pop("address")
+        card.pop("link")
+    text = json.dumps([HARDWARE, data, sizes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

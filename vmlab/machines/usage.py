@@ -110,7 +110,7 @@ def _usage(store: Store, name: str, percent: float) -> Usage:
         )
     if domain.pid is not None:
         # virsh may have started it after the last guest that needed a way out had ended.
-        load.open_way(store, record.spec)
+        load.open_ways(store, record)
     ram = record.spec.memory << 20
     disk = sum(allocated(store.layer_path(layer)) for layer in record.layers.values())
     taken = 0

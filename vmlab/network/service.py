@@ -146,11 +146,10 @@ class Loop:
     def __init__(self, uid: int) -> None:
         self.guests: set[object] = set()
         self._uid, self._selector, self._seen = uid, selectors.DefaultSelector(), time.monotonic()
-        #: When somebody wants to be called without anything having come, in :func:`time.monotonic`'s seconds.
-        self.due: Callable[[], float | None] = lambda: None
+        self._doors: list[Callable[[], None]] = []
 
     def run(self) -> None:
-        """Serve until no QEMU has been there for a while."""
+        """Serve until no QEMU has been there for a while, and leave no sockets."""
         while self.guests or time.monotonic() - self._seen < IDLE_EXIT:
             due = self.due()
             patience = None if due is None else max(0.0, due - time.monotonic())
@@ -158,8 +157,19 @@ class Loop:
                 IDLE_EXIT if patience is None and not self.guests else patience
             ):
                 key.data(events)
+            if due is not None:
+                self.tick(time.monotonic())
             if self.guests:
                 self._seen = time.monotonic()
+        for close in self._doors:
+            close()
+
+    def due(self) -> float | None:
+        """Return when :meth:`tick` is to be called next, in seconds of :func:`time.monotonic`; None: never."""
+        return None
+
+    def tick(self, now: float) -> None:
+        """Do what is due by then."""
 
     def watch(self, what: socket.socket, events: int, then: Callable[[int], None]) -> None:
         """Call ``then`` when it is ready; with no events, not any more."""
@@ -168,8 +178,11 @@ class Loop:
         if events:
             self._selector.register(what, events, then)
 
-    def door(self, path: Path, then: Callable[[socket.socket, int], None]) -> None:
-        """Listen at a socket, and call ``then`` with each connection and the number of the process at its other end."""
+    def door(self, path: Path, then: Callable[[socket.socket, int], None]) -> Callable[[], None]:
+        """Listen at a socket, and call ``then`` with each connection and the number of the process at its other end.
+
+        What is returned closes the door again.
+        """
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         listener.bind(os.fspath(path))
@@ -183,13 +196,21 @@ class Loop:
                 )
                 # Whoever only asks whether we are here keeps us here for a while.
                 self._seen = time.monotonic()
-                if uid not in (self._uid, os.getuid()) or len(self.guests) >= MOST:
+                # Root works as another account here, and may do everything anyway.
+                if uid not in (self._uid, os.getuid(), 0) or len(self.guests) >= MOST:
                     connection.close()
                     return
                 connection.setblocking(False)
                 then(connection, pid)
 
+        def close() -> None:
+            self.watch(listener, 0, accept)
+            listener.close()
+            path.unlink(missing_ok=True)
+
         self.watch(listener, selectors.EVENT_READ, accept)
+        self._doors.append(close)
+        return close
 
 
 def serve(make: Callable[[Path, int], Loop]) -> int:
@@ -214,7 +235,4 @@ def serve(make: Callable[[Path, int], Loop]) -> int:
             return 0
         os.umask(0o077)
         make(folder, uid).run()
-        for path in folder.iterdir():
-            if path.is_socket():
-                path.unlink(missing_ok=True)
     return 0

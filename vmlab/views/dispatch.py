@@ -14,6 +14,7 @@ from vmlab.host.limits import Limits
 from vmlab.image import Image
 from vmlab.lab import Lab
 from vmlab.machine import Machine, Snapshot
+from vmlab.machines.networks import Network
 from vmlab.machines.proof import Verification
 from vmlab.machines.usage import Usage
 from vmlab.render import page
@@ -28,6 +29,7 @@ from vmlab.views.diff import DiffView
 from vmlab.views.host import LimitsView, UsageView
 from vmlab.views.images import ImageTable
 from vmlab.views.machines import MachineTable
+from vmlab.views.networks import NetworkTable
 from vmlab.views.notes import CollectedNote
 from vmlab.views.screenshot import Picture
 from vmlab.views.snapshots import SnapshotCard, VerificationView
@@ -66,6 +68,11 @@ def _(tree: Tree) -> View:
 @as_view.register
 def _(image: Image) -> View:
     return ImageTable([image])
+
+
+@as_view.register
+def _(network: Network) -> View:
+    return NetworkTable([network])
 
 
 @as_view.register

@@ -1,0 +1,436 @@
+"""Networks between guests: the switch at its sockets, and what it answers who asks for an address."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmlab.network import dhcp
+from vmlab.network.networks import CARDS, CONTROL, socket_name
+from vmlab.network.pipe import Pipe
+
+ALL = b"\xff" * 6
+
+
+def mac(number: int) -> bytes:
+    return bytes.fromhex("525400000000")[:5] + bytes([number])
+
+
+def frame(target: bytes, source: bytes, content: bytes = b"content") -> bytes:
+    return target + source + b"\x88\xb5" + content
+
+
+class Card:
+    """A card of a QEMU: in this process, or in one of its own."""
+
+    def __init__(self, folder: Path, network: str, card: int = 0) -> None:
+        self.socket = connect(folder / socket_name(network, card))
+
+    def send(self, *frames: bytes) -> None:
+        self.socket.sendall(b"".join(struct.pack(">I", len(f)) + f for f in frames))
+
+    def get(self) -> bytes:
+        return self._exactly(struct.unpack(">I", self._exactly(4))[0])
+
+    def hears_nothing(self) -> bool:
+        self.socket.settimeout(0.1)
+        try:
+            with contextlib.suppress(TimeoutError):
+                return not self.socket.recv(1, socket.MSG_PEEK)
+            return True
+        finally:
+            self.socket.settimeout(10)
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.socket.recv(size - len(data))
+            assert more, "the switch hung up"
+            data += more
+        return data
+
+
+def connect(path: Path) -> socket.socket:
+    end = time.monotonic() + 10
+    while True:
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        line.settimeout(10)
+        try:
+            line.connect(os.fspath(path))
+            return line
+        except OSError:
+            line.close()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+def tell(folder: Path, **word: object) -> dict[str, Any]:
+    with connect(folder / CONTROL) as line:
+        line.sendall(json.dumps(word).encode() + b"\n")
+        found: dict[str, Any] = json.loads(line.makefile().readline())["networks"]
+        return found
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "vmlab.network.switch", str(folder)])
+
+
+@pytest.fixture
+def switch(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(tmp_path)
+    try:
+        tell(tmp_path, open={"lan": {}, "dmz": {}})
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_frame_goes_to_whom_it_is_for_and_to_all_while_nobody_knows_where_that_is(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    cards = [Card(tmp_path, "lan", number) for number in range(3)]
+    other = Card(tmp_path, "dmz")
+    cards[0].send(frame(ALL, mac(0)))
+    assert [card.get() for card in cards[1:]] == [frame(ALL, mac(0))] * 2
+    cards[1].send(frame(mac(0), mac(1)))
+    assert cards[0].get() == frame(mac(0), mac(1))
+    # Nobody has heard of this one yet.
+    cards[0].send(frame(mac(2), mac(0), b"?"))
+    assert cards[1].get() == cards[2].get() == frame(mac(2), mac(0), b"?")
+    # A card that moved is where it spoke last, and one that is pulled is nowhere.
+    cards[2].send(frame(mac(0), mac(1), b"moved"))
+    assert cards[0].get() == frame(mac(0), mac(1), b"moved")
+    cards[0].send(frame(mac(1), mac(0), b"to the new place"))
+    assert cards[2].get() == frame(mac(1), mac(0), b"to the new place")
+    cards[2].socket.close()
+    time.sleep(0.1)
+    cards[0].send(frame(mac(1), mac(0), b"to anyone"))
+    assert cards[1].get() == frame(mac(1), mac(0), b"to anyone")
+    assert all(card.hears_nothing() for card in (*cards[:2], other))
+
+
+def test_frames_come_whole_and_in_order_however_they_are_cut(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    frames = [
+        frame(ALL, mac(1), os.urandom(size)) for size in (0, 1, 46, 1500, 9000, 65000, *range(1, 4000, 37))
+    ]
+    data = b"".join(struct.pack(">I", len(f)) + f for f in frames)
+    for at in range(0, len(data), 777):
+        one.socket.sendall(data[at : at + 777])
+    assert [two.get() for _ in frames] == frames
+    # What is no frame ends the connection of whoever sent it, and of nobody else.
+    one.socket.sendall(struct.pack(">I", 1 << 20))
+    assert one.socket.recv(10) == b""
+    one = Card(tmp_path, "lan", 0)
+    one.send(b"short", frame(ALL, mac(1), b"again"))
+    assert two.get() == frame(ALL, mac(1), b"again")
+
+
+def test_who_does_not_read_holds_nobody_up_and_fills_no_memory(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    sender, deaf, hears = (Card(tmp_path, "lan", number) for number in range(3))
+    hears.send(frame(ALL, mac(2)))
+    assert sender.get() == deaf.get() == frame(ALL, mac(2))
+    big = frame(ALL, mac(0), bytes(60_000))
+    for number in range(300):
+        sender.send(big, frame(mac(2), mac(0), str(number).encode()))
+        got = [hears.get(), hears.get()]
+        assert got == [big, frame(mac(2), mac(0), str(number).encode())]
+    ports = {port["card"]: port for port in tell(tmp_path)["lan"]["ports"]}
+    assert ports[1]["dropped"] > 100
+    assert ports[2]["dropped"] == 0
+    assert memory(switch.pid) < 40 << 20
+    # It hears what waits, and then what is new.
+    deaf.socket.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            deaf.get()
+    deaf.socket.settimeout(10)
+    sender.send(frame(mac(1), mac(0), b"hear"))
+    assert deaf.get() == frame(mac(1), mac(0), b"hear")
+
+
+def test_who_makes_up_addresses_makes_nobody_else_forgotten(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    storm, victim, peer = (Card(tmp_path, "lan", number) for number in range(3))
+    victim.send(frame(ALL, mac(1)))
+    assert peer.get() == frame(ALL, mac(1))
+    before = memory(switch.pid)
+    for number in range(200):
+        storm.send(
+            *(
+                frame(mac(9), b"\x02" + struct.pack(">IB", number * 100 + n, 1), b"x")
+                for n in range(100)
+            )
+        )  # fmt: skip
+        for card in (victim, peer):
+            for _ in range(100):
+                card.get()
+    peer.send(frame(mac(1), mac(2), b"only for it"))
+    heard = victim.get()
+    while heard[14:] == b"x" or heard == frame(ALL, mac(1)):
+        heard = victim.get()
+    assert heard == frame(mac(1), mac(2), b"only for it")
+    assert memory(switch.pid) < before + (4 << 20)
+
+
+def test_who_is_ignored_neither_speaks_nor_hears_also_after_the_switch_has_died(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    pid = os.getpid()
+    tell(tmp_path, ignore=[pid])
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    one.send(frame(ALL, mac(0)))
+    assert two.hears_nothing()
+    switch.kill()
+    switch.wait()
+    again = start(tmp_path)
+    try:
+        one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+        one.send(frame(ALL, mac(0)))
+        assert two.hears_nothing()
+        tell(tmp_path, listen=[pid])
+        one.send(frame(ALL, mac(0), b"now"))
+        assert two.get() == frame(ALL, mac(0), b"now")
+    finally:
+        again.kill()
+        again.wait()
+
+
+def memory(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def test_a_switch_that_died_goes_on_where_it_was(switch: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    tell(tmp_path, open={"lan": {"subnet": "10.1.0.0/24", "leases": {"52:54:00:00:00:01": "10.1.0.7"}}})
+    switch.kill()
+    switch.wait()
+    again = start(tmp_path)
+    try:
+        one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", CARDS - 1)
+        one.send(question(1, mac(1)))
+        assert told(two.get()) is None
+        assert told(one.get())["address"] == "10.1.0.7"  # type: ignore[index]
+        # Once is enough.
+        assert (
+            subprocess.run([sys.executable, "-m", "vmlab.network.switch", tmp_path], timeout=20).returncode
+            == 0
+        )
+        assert all(path.stat().st_mode & 0o077 == 0 for path in tmp_path.iterdir())
+        # One that is closed takes its cables with it.
+        assert set(tell(tmp_path, close=["lan"])) == {"dmz"}
+        assert one.socket.recv(1) == b""
+        assert not (tmp_path / socket_name("lan", 0)).exists()
+    finally:
+        again.send_signal(signal.SIGTERM)
+        again.wait(10)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"networks": 7, "ignored": [], "links": {}}',
+        '{"networks": {"a": 3}}',
+        '{"networks": {}, "ignored": [], "links": {"1.0": 7}}',
+    ],
+)
+def test_what_it_wrote_down_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "networks").write_text(content)
+    process = start(tmp_path)
+    try:
+        assert "lan" in tell(tmp_path, open={"lan": {}})
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("word", [b"{}\n" * 3 + b"nonsense\n", b"[1]\n", b'{"open": 7}\n', b"x" * (2 << 20)])
+def test_no_word_upsets_it(switch: subprocess.Popen[bytes], tmp_path: Path, word: bytes) -> None:
+    with connect(tmp_path / CONTROL) as line, contextlib.suppress(OSError):
+        line.sendall(word)
+        while line.recv(1 << 16):
+            pass
+    assert set(tell(tmp_path)) == {"lan", "dmz"}
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def sent(
+    how: dict[str, Any], frames: int, *, every: float = 0.0, size: int = 1000, seed: str = "s"
+) -> list[tuple[int, float]]:
+    """Send frames through a pipe by a clock of our own; return which of them arrive, and after how long."""
+    now, arrived = 0.0, list[tuple[int, float]]()
+    pipe = Pipe(how, seed, lambda frame: arrived.append((int.from_bytes(frame[4:8], "big"), now)))
+    for number in range(frames):
+        while (due := pipe.due) is not None and due <= number * every:
+            now = due
+            pipe.arrive(now)
+        now = number * every
+        pipe.push(bytes(4) + number.to_bytes(4, "big") + bytes(size - 4), now)
+    while (due := pipe.due) is not None:
+        now = due
+        pipe.arrive(now)
+    return [(number, at - number * every) for number, at in arrived]
+
+
+def test_a_link_delays_loses_and_limits_as_it_is_told() -> None:
+    assert sent({}, 3) == [(0, 0.0), (1, 0.0), (2, 0.0)]
+    assert {round(after, 9) for _, after in sent({"delay": 0.2}, 100, every=0.01)} == {0.2}
+    spread = [after for _, after in sent({"delay": 0.2, "jitter": 0.05}, 900, every=1.0)]
+    assert 0.15 <= min(spread) < 0.155
+    assert 0.245 < max(spread) <= 0.25
+    # Wherever jitter would have one overtake another, they keep their order.
+    jittery = sent({"delay": 0.2, "jitter": 0.2}, 900, every=0.001)
+    assert [number for number, _ in jittery] == list(range(900))
+    got = sent({"loss": 0.1}, 10_000, every=0.001)
+    assert 9_000 - 100 < len(got) < 9_000 + 100
+    # 100 frames of 1000 bytes at 1 Mbit/s are 0.8 s.
+    assert sent({"rate": 10**6}, 100)[-1] == (99, pytest.approx(0.8))
+    assert sent({"down": True}, 10) == []
+    # What is too much is not kept.
+    assert len(sent({"delay": 10}, 5000)) == 1000
+    assert len(sent({"delay": 10}, 500, size=60_000)) == (4 << 20) // 60_004
+
+
+def test_chance_repeats_itself() -> None:
+    how = {"loss": 0.3, "delay": 0.1, "jitter": 0.05}
+    assert sent(how, 500, every=0.01) == sent(how, 500, every=0.01)
+    assert sent(how, 500, every=0.01) != sent(how, 500, every=0.01, seed="another")
+    # Which frames are lost is one thing, how long the others take another.
+    assert [n for n, _ in sent({"loss": 0.3}, 500)] == [n for n, _ in sent(how, 500, every=0.01)]
+
+
+def test_links_of_a_card_by_word_in_both_directions(switch: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    slow, fast = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    key = f"{os.getpid()}.0"
+
+    def takes(one: Card, two: Card) -> float:
+        begin = time.monotonic()
+        one.send(frame(ALL, mac(0)))
+        assert two.get() == frame(ALL, mac(0))
+        return time.monotonic() - begin
+
+    takes(slow, fast)
+    tell(tmp_path, links={key: {"delay": 0.3, "seed": "s"}})
+    assert takes(slow, fast) >= 0.3
+    assert takes(fast, slow) >= 0.3
+    # Also for a switch that died meanwhile, and a card that comes back.
+    switch.kill()
+    switch.wait()
+    again = start(tmp_path)
+    try:
+        slow, fast = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+        assert takes(slow, fast) >= 0.3
+        # What is under way when it changes arrives.
+        slow.send(frame(ALL, mac(0), b"under way"))
+        time.sleep(0.1)
+        tell(tmp_path, links={key: {"down": True}})
+        assert fast.get() == frame(ALL, mac(0), b"under way")
+        slow.send(frame(ALL, mac(0)))
+        fast.send(frame(ALL, mac(1)))
+        assert fast.hears_nothing()
+        assert slow.hears_nothing()
+        tell(tmp_path, links={key: None})
+        slow.send(frame(ALL, mac(0), b"up"))
+        assert fast.get() == frame(ALL, mac(0), b"up")
+        # Nonsense changes nothing.
+        for how in ({"delay": "x"}, {"loss": []}, 7):
+            with connect(tmp_path / CONTROL) as line:
+                line.sendall(json.dumps({"links": {key: how}}).encode() + b"\n")
+                assert line.recv(10) == b""
+        slow.send(frame(ALL, mac(0), b"still up"))
+        assert fast.get() == frame(ALL, mac(0), b"still up")
+    finally:
+        again.kill()
+        again.wait()
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+LEASES = dhcp.Leases(ipaddress.IPv4Network("10.1.0.0/24"), {mac(1): ipaddress.IPv4Address("10.1.0.7")})
+
+
+def question(kind: int, source: bytes, *options: tuple[int, bytes], client: str = "0.0.0.0") -> bytes:
+    """Return what a DHCP client sends."""
+    own = b"".join(bytes([n, len(v)]) + v for n, v in [(53, bytes([kind])), *options])
+    body = (
+        b"\x01\x01\x06\x00" + b"abcd" + b"\0\0\x80\0" + ipaddress.IPv4Address(client).packed
+        + bytes(12) + source + bytes(10) + bytes(192) + b"\x63\x82\x53\x63" + own + b"\xff"
+    )  # fmt: skip
+    body += bytes(300 - len(body))
+    udp = struct.pack("!HHHH", 68, 67, 8 + len(body), 0) + body
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + bytes(4) + b"\xff" * 4
+    return ALL + source + b"\x08\x00" + head + udp
+
+
+def told(said: bytes | None) -> dict[str, Any] | None:
+    """Return what a client understands of an answer; None for what is none."""
+    if said is None or said[34:38] != b"\x00\x43\x00\x44":
+        return None
+    assert said[12:14] == b"\x08\x00"
+    total = sum(struct.unpack("!10H", said[14:34]))
+    assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
+    assert int.from_bytes(said[16:18], "big") == len(said) - 14
+    assert int.from_bytes(said[38:40], "big") == len(said) - 34
+    dhcp_, options, at = said[42:], {}, 240
+    assert dhcp_[4:8] == b"abcd"
+    while dhcp_[at] != 255:
+        options[dhcp_[at]] = dhcp_[at + 2 : at + 2 + dhcp_[at + 1]]
+        at += 2 + dhcp_[at + 1]
+    return {
+        "to": said[:6], "kind": options[53][0], "address": str(ipaddress.IPv4Address(dhcp_[16:20])),
+        "mask": options.get(1), "lease": options.get(51), "router": options.get(3),
+    }  # fmt: skip
+
+
+def test_each_card_gets_the_address_that_it_is_to_have_and_no_way_out() -> None:
+    mask, forever = b"\xff\xff\xff\x00", b"\xff" * 4
+    wanted = (50, bytes([10, 1, 0, 7]))
+    offered = {"to": mac(1), "kind": 2, "address": "10.1.0.7", "mask": mask, "lease": forever, "router": None}
+    assert told(dhcp.answer(question(1, mac(1)), LEASES)) == offered
+    given = told(dhcp.answer(question(3, mac(1), wanted, (54, bytes([10, 1, 0, 254]))), LEASES))
+    assert given == {**offered, "kind": 5}
+    assert told(dhcp.answer(question(3, mac(1), client="10.1.0.7"), LEASES)) == given
+    # One that had another address before is told to ask anew.
+    assert told(dhcp.answer(question(3, mac(1), (50, bytes([10, 0, 2, 15]))), LEASES))["kind"] == 6  # type: ignore[index]
+    for nothing in (
+        question(1, mac(2)),
+        question(3, mac(1), wanted, (54, bytes([10, 9, 9, 9]))),
+        question(7, mac(1)),
+        question(1, mac(1))[:200],
+    ):
+        assert dhcp.answer(nothing, LEASES) is None
+
+
+@given(st.data())
+def test_no_question_upsets_it(data: st.DataObject) -> None:
+    asked = bytearray(question(data.draw(st.integers(0, 9)), mac(1), (50, bytes([10, 1, 0, 7]))))
+    for _ in range(data.draw(st.integers(0, 6))):
+        asked[data.draw(st.integers(0, len(asked) - 1))] = data.draw(st.integers(0, 255))
+    sent = bytes(asked[: data.draw(st.integers(0, len(asked)))])
+    if dhcp.is_question(sent):
+        dhcp.answer(sent, LEASES)

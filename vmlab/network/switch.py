@@ -1,0 +1,313 @@
+"""The process that joins guests' network cards: one an account. ``python -m vmlab.network.switch FOLDER [UID GID]``.
+
+A network is one Ethernet segment; it learns behind which card an address is, as any switch does. Each has a socket for
+each number that a card can have in its machine: so the number of the process at the other end says whose card it is,
+and a QEMU or a switch that comes back finds its place again without a word.
+
+Nobody waits for a guest that does not read: what is too much for a card is dropped, and counted. Over the socket
+``control`` it is told which networks there are (a JSON object a line, and one in answer); it writes that down beside
+it, for the one that is started when it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import math
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vmlab import private
+from vmlab.network import dhcp
+from vmlab.network.line import LENGTH, Line
+from vmlab.network.networks import CARDS, CONTROL, socket_name
+from vmlab.network.pipe import Pipe
+from vmlab.network.service import Loop, serve
+
+#: Bytes that wait for a card; what comes beyond is dropped. As much as a TCP connection has under way.
+QUEUE = 4 << 20
+#: Addresses that are remembered of a card: a guest that makes up more makes the oldest of its own forgotten.
+ADDRESSES = 1024
+#: Answers of ours to a card until it has taken them.
+_ANSWERS = 64 << 10
+#: What comes of reading something that is not what it should be.
+_NONSENSE = (ValueError, TypeError, AttributeError, KeyError)
+#: Bytes of one word to us.
+_WORD = 1 << 20
+
+
+class Port(Line):
+    """A card that is plugged in."""
+
+    def __init__(self, network: Network, connection: socket.socket, pid: int, card: int) -> None:
+        self.network, self.pid, self.card = network, pid, card
+        self.known: dict[bytes, None] = {}
+        self.received = self.sent = self.dropped = 0
+        self.pipes: tuple[Pipe, Pipe] | None = None
+        super().__init__(network.switch, connection)
+        self.set_link(network.switch.links.get(f"{pid}.{card}"))
+
+    def taken(self, data: bytes) -> None:
+        """Hand each frame on to whom it is for."""
+        at, size = 0, len(data)
+        if self.pid in self.network.switch.ignored:
+            return
+        now = time.monotonic() if self.pipes is not None else 0.0
+        while at < size:
+            end = at + 4 + LENGTH.unpack_from(data, at)[0]
+            if end - at >= 18:
+                self.received += 1
+                if self.pipes is None:
+                    self._carry(data[at:end])
+                elif not self.pipes[0].push(data[at:end], now):
+                    self.dropped += 1
+            at = end
+        self.network.switch.flush()
+
+    def _carry(self, frame: bytes) -> None:
+        """Hand a frame of this card on to whom it is for."""
+        network, target, source = self.network, frame[4:10], frame[10:16]
+        table = network.table
+        if table.get(source) is not self and not source[0] & 1:
+            network.learn(source, self)
+        to = table.get(target)
+        if to is None:
+            if network.leases is not None and target[0] & 1 and dhcp.is_question(frame[4:]):
+                self._answer(frame[4:])
+            for port in network.ports:
+                port.take(frame, self)
+        else:
+            to.take(frame, self)
+
+    def take(self, frame: bytes, source: Port) -> None:
+        """Send a frame, behind its length, to this card."""
+        if self is source or self.pid in self.network.switch.ignored:
+            return
+        if self.pipes is None:
+            self._queue(frame)
+        elif not self.pipes[1].push(frame, time.monotonic()):
+            self.dropped += 1
+
+    def _queue(self, frame: bytes) -> None:
+        """Let a frame wait for its guest."""
+        if len(self.waiting) + len(frame) > QUEUE:
+            self.dropped += 1
+            return
+        self.sent += 1
+        self.waiting += frame
+        self.network.switch.reached.add(self)
+
+    def set_link(self, how: Mapping[str, Any] | None) -> None:
+        """Let the link be as it is said, in both directions; what is under way arrives now."""
+        for pipe in self.pipes or ():
+            pipe.arrive(math.inf)
+        self.pipes = None
+        if how is not None:
+            seed = str(how.get("seed", ""))
+            self.pipes = Pipe(how, f"{seed} out", self._carry), Pipe(how, f"{seed} in", self._queue)
+        self.network.switch.flush()
+
+    def drop(self) -> None:
+        """Forget the card and what is known of it."""
+        super().drop()
+        self.network.ports.discard(self)
+        self.network.switch.reached.discard(self)
+        for mac in self.known:
+            if self.network.table.get(mac) is self:
+                del self.network.table[mac]
+        self.known.clear()
+
+    def _answer(self, frame: bytes) -> None:
+        said = dhcp.answer(frame, self.network.leases) if self.network.leases is not None else None
+        if said is None or len(self.waiting) >= _ANSWERS:
+            return
+        answer = LENGTH.pack(len(said)) + said
+        if self.pipes is None:
+            self._queue(answer)
+        else:
+            self.pipes[1].push(answer, time.monotonic())
+
+
+class Network:
+    """A segment: its cards, and behind which of them an address is."""
+
+    def __init__(self, switch: Switch, identity: str) -> None:
+        self.switch, self.identity = switch, identity
+        self.ports: set[Port] = set()
+        self.doors: list[Callable[[], None]] = []
+        self.table: dict[bytes, Port] = {}
+        self.leases: dhcp.Leases | None = None
+
+    def learn(self, mac: bytes, port: Port) -> None:
+        """Remember behind which card an address is."""
+        if (before := self.table.get(mac)) is not None:
+            before.known.pop(mac, None)
+        elif len(port.known) >= ADDRESSES:
+            oldest = next(iter(port.known))
+            del port.known[oldest]
+            self.table.pop(oldest, None)
+        self.table[mac] = port
+        port.known[mac] = None
+
+    def come(self, card: int) -> Callable[[socket.socket, int], None]:
+        """Return what plugs in the card of that number of whoever connects."""
+
+        def come(connection: socket.socket, pid: int) -> None:
+            for old in [port for port in self.ports if (port.pid, port.card) == (pid, card)]:
+                old.drop()
+            self.ports.add(Port(self, connection, pid, card))
+
+        return come
+
+    def tell(self) -> dict[str, Any]:
+        """Return what there is to say of it."""
+        return {
+            "ports": [
+                {
+                    "pid": port.pid, "card": port.card, "received": port.received, "sent": port.sent,
+                    "dropped": port.dropped,
+                }
+                for port in self.ports
+            ]
+        }  # fmt: skip
+
+
+class Switch(Loop):
+    """All networks of an account."""
+
+    def __init__(self, folder: Path, uid: int) -> None:
+        super().__init__(uid)
+        self._folder, self._networks = folder, dict[str, Network]()
+        self._words: dict[str, dict[str, Any]] = {}
+        #: The numbers of QEMUs of which nothing is carried.
+        self.ignored: set[int] = set()
+        #: How a link is, by the number of its QEMU and that of its card, where it is not perfect.
+        self.links: dict[str, dict[str, Any]] = {}
+        #: Cards that something waits for.
+        self.reached: set[Port] = set()
+        # What cannot be read it is told anew.
+        with contextlib.suppress(OSError, *_NONSENSE):
+            known = json.loads((folder / "networks").read_text())
+            self.ignored.update(known["ignored"])
+            self.links.update(known["links"])
+            self._open(known["networks"])
+        self.door(folder / CONTROL, self._listen)
+
+    def due(self) -> float | None:
+        """Return when the next frame arrives that is under way."""
+        return min(
+            (due for pipe in self._pipes() if (due := pipe.due) is not None),
+            default=None,
+        )
+
+    def tick(self, now: float) -> None:
+        """Deliver what has arrived."""
+        for pipe in self._pipes():
+            pipe.arrive(now)
+        self.flush()
+
+    def flush(self) -> None:
+        """Give to cards what waits for them."""
+        while self.reached:
+            self.reached.pop().give()
+
+    def _pipes(self) -> list[Pipe]:
+        return [pipe for port in self._ports() for pipe in port.pipes or ()] if self.links else []
+
+    def _ports(self) -> list[Port]:
+        return [port for network in self._networks.values() for port in network.ports]
+
+    def _set_links(self, links: dict[str, dict[str, Any] | None]) -> None:
+        """Let links be as they are said; None makes one perfect."""
+        for key, how in links.items():
+            if how is None:
+                self.links.pop(key, None)
+            else:
+                # One that makes no sense is none.
+                Pipe(how, "", lambda _: None)
+                self.links[key] = how
+        for port in self._ports():
+            if (key := f"{port.pid}.{port.card}") in links:
+                port.set_link(links[key])
+
+    def _open(self, words: dict[str, dict[str, Any]]) -> None:
+        """Make networks, or tell those that there are which addresses they give."""
+        for identity, word in words.items():
+            network = self._networks.get(identity)
+            if network is None:
+                network = self._networks[identity] = Network(self, identity)
+                for card in range(CARDS):
+                    network.doors.append(
+                        self.door(self._folder / socket_name(identity, card), network.come(card))
+                    )
+            known = self._words.setdefault(identity, {"subnet": None, "leases": {}})
+            known["subnet"] = word.get("subnet") or known["subnet"]
+            known["leases"] |= word.get("leases", {})
+            if known["subnet"]:
+                network.leases = dhcp.Leases(
+                    ipaddress.IPv4Network(known["subnet"]),
+                    {
+                        bytes.fromhex(mac.replace(":", "")): ipaddress.IPv4Address(address)
+                        for mac, address in known["leases"].items()
+                    },
+                )
+
+    def _close(self, identities: list[str]) -> None:
+        """Take networks away, and pull the cables of those that are plugged in."""
+        for identity in identities:
+            self._words.pop(identity, None)
+            if (network := self._networks.pop(identity, None)) is not None:
+                for port in list(network.ports):
+                    port.drop()
+                for close in network.doors:
+                    close()
+
+    def run(self) -> None:
+        """Serve until no card is plugged in any more; the next switch is told anew what there is."""
+        super().run()
+        (self._folder / "networks").unlink(missing_ok=True)
+
+    def _listen(self, connection: socket.socket, _: int) -> None:
+        heard = bytearray()
+
+        def ready(_: int) -> None:
+            try:
+                data = connection.recv(1 << 16)
+                heard.extend(data)
+                if not data or len(heard) > _WORD:
+                    raise ValueError("Somebody says nothing, or too much.")
+                while (end := heard.find(b"\n")) >= 0:
+                    word = json.loads(heard[:end])
+                    del heard[: end + 1]
+                    said = json.dumps(self._do(word)).encode() + b"\n"
+                    # Whoever does not read an answer of ours does not get it.
+                    if connection.send(said) != len(said):
+                        raise ValueError("Somebody does not listen.")
+            except BlockingIOError:
+                return
+            except (OSError, *_NONSENSE):
+                self.watch(connection, 0, ready)
+                connection.close()
+
+        self.watch(connection, selectors.EVENT_READ, ready)
+
+    def _do(self, word: dict[str, Any]) -> dict[str, Any]:
+        self._open(word.get("open", {}))
+        self._close(word.get("close", []))
+        self.ignored |= {int(pid) for pid in word.get("ignore", [])}
+        self.ignored -= {int(pid) for pid in word.get("listen", [])}
+        self._set_links(word.get("links", {}))
+        if word.keys() & {"open", "close", "ignore", "listen", "links"}:
+            known = {"networks": self._words, "ignored": sorted(self.ignored), "links": self.links}
+            private.replace(self._folder / "networks", json.dumps(known))
+        return {"networks": {identity: network.tell() for identity, network in self._networks.items()}}
+
+
+if __name__ == "__main__":
+    sys.exit(serve(Switch))
