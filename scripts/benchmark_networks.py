@@ -137,6 +137,7 @@ def main() -> None:
     try:
         made = [make(lab, f"bench-{mark}-{end}") for end in "ab"]
         one, two = made
+        accelerator = one.spec.accelerator
         size = args.size << 20
         two.succeed(f"head -c {size} /dev/urandom >/dev/shm/big; httpd -p 7000 -h /dev/shm")
         for _ in range(args.n):
@@ -171,7 +172,7 @@ def main() -> None:
     console.print(table)
     console.print(
         f"{args.n} rounds, medians; QEMU {versions(lab.account)['qemu']}, {os.cpu_count()} CPUs, "
-        f"Linux {platform.release()}, two 'tiny', {one.spec.accelerator}"
+        f"Linux {platform.release()}, two 'tiny', {accelerator}"
     )
 
 
