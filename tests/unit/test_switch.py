@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmlab.network import dhcp
+from vmlab.network import dhcp, service
 from vmlab.network.networks import CARDS, CONTROL, socket_name
 from vmlab.network.pipe import Pipe
+from vmlab.network.switch import Switch
 
 ALL = b"\xff" * 6
 
@@ -215,6 +217,24 @@ def test_who_is_ignored_neither_speaks_nor_hears_also_after_the_switch_has_died(
     finally:
         again.kill()
         again.wait()
+
+
+def test_it_ends_by_itself_when_no_card_is_left_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "IDLE_EXIT", 3.0)
+    ends = Switch(tmp_path, os.getuid())
+    serving = threading.Thread(target=ends.run)
+    serving.start()
+    tell(tmp_path, open={"lan": {}, "dmz": {}})
+    card = Card(tmp_path, "dmz")
+    tell(tmp_path, close=["lan"])
+    serving.join(4)
+    assert serving.is_alive()
+    card.socket.close()
+    serving.join(30)
+    assert not serving.is_alive()
+    assert list(tmp_path.iterdir()) == []
 
 
 def memory(pid: int) -> int:

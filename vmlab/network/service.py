@@ -161,7 +161,7 @@ class Loop:
                 self.tick(time.monotonic())
             if self.guests:
                 self._seen = time.monotonic()
-        for close in self._doors:
+        for close in [*self._doors]:
             close()
 
     def due(self) -> float | None:
@@ -204,6 +204,7 @@ class Loop:
                 then(connection, pid)
 
         def close() -> None:
+            self._doors.remove(close)
             self.watch(listener, 0, accept)
             listener.close()
             path.unlink(missing_ok=True)
