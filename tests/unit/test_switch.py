@@ -245,13 +245,16 @@ def test_a_switch_that_died_goes_on_where_it_was(switch: subprocess.Popen[bytes]
     tell(tmp_path, open={"lan": {"subnet": "10.1.0.0/24", "leases": {"52:54:00:00:00:01": "10.1.0.7"}}})
     switch.kill()
     switch.wait()
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(os.fspath(tmp_path / "old.0"))
     again = start(tmp_path)
     try:
         one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", CARDS - 1)
         one.send(question(1, mac(1)))
         assert told(two.get()) is None
         assert told(one.get())["address"] == "10.1.0.7"  # type: ignore[index]
-        # Once is enough.
+        # What was left of one that is gone is cleared away, and once is enough.
+        assert not (tmp_path / "old.0").exists()
         assert (
             subprocess.run([sys.executable, "-m", "vmlab.network.switch", tmp_path], timeout=20).returncode
             == 0

@@ -235,5 +235,9 @@ def serve(make: Callable[[Path, int], Loop]) -> int:
         except BlockingIOError:
             return 0
         os.umask(0o077)
+        for path in folder.iterdir():
+            # Of one that was killed.
+            if path.is_socket():
+                path.unlink(missing_ok=True)
         make(folder, uid).run()
     return 0
