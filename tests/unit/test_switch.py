@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from help.frames import Wire, connect
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,17 +38,11 @@ def frame(target: bytes, source: bytes, content: bytes = b"content") -> bytes:
     return target + source + b"\x88\xb5" + content
 
 
-class Card:
-    """A card of a QEMU: in this process, or in one of its own."""
+class Card(Wire):
+    """A card of a QEMU."""
 
     def __init__(self, folder: Path, network: str, card: int = 0) -> None:
-        self.socket = connect(folder / socket_name(network, card))
-
-    def send(self, *frames: bytes) -> None:
-        self.socket.sendall(b"".join(struct.pack(">I", len(f)) + f for f in frames))
-
-    def get(self) -> bytes:
-        return self._exactly(struct.unpack(">I", self._exactly(4))[0])
+        super().__init__(folder / socket_name(network, card))
 
     def hears_nothing(self) -> bool:
         self.socket.settimeout(0.1)
@@ -57,28 +52,6 @@ class Card:
             return True
         finally:
             self.socket.settimeout(10)
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self.socket.recv(size - len(data))
-            assert more, "the switch hung up"
-            data += more
-        return data
-
-
-def connect(path: Path) -> socket.socket:
-    end = time.monotonic() + 10
-    while True:
-        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        line.settimeout(10)
-        try:
-            line.connect(os.fspath(path))
-            return line
-        except OSError:
-            line.close()
-            assert time.monotonic() < end
-            time.sleep(0.02)
 
 
 def tell(folder: Path, **word: object) -> dict[str, Any]:

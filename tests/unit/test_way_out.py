@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from help.frames import Wire
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -262,34 +261,11 @@ def test_the_addresses_of_the_host_that_runs_this_are_refused() -> None:
         assert not reach.allows(net.network_address.packed)
 
 
-class Side:
+class Side(Wire):
     """One end of a QEMU."""
 
     def __init__(self, folder: Path, way: str, side: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(10)
-        end = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(OSError):
-                self.socket.connect(os.fspath(folder / socket_name(way, side)))
-                return
-            assert time.monotonic() < end
-            time.sleep(0.02)
-
-    def send(self, frame: bytes) -> None:
-        self.socket.sendall(struct.pack(">I", len(frame)) + frame)
-
-    def get(self) -> bytes:
-        (size,) = struct.unpack(">I", self._exactly(4))
-        return self._exactly(size)
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self.socket.recv(size - len(data))
-            assert more, "the relay hung up"
-            data += more
-        return data
+        super().__init__(folder / socket_name(way, side))
 
 
 @pytest.fixture
