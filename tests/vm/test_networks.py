@@ -249,6 +249,18 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(
         (["a b"], BadName, "network"),
         ([f"{lan}=10.300.0.1"], UsageError, "no address"),
         ([f"{lan}="], UsageError, "no address"),
+        *(
+            ([f"new-{lan}={bad}"], UsageError, "network of your own")
+            for bad in (
+                "127.0.0.1",
+                "0.0.0.0",
+                "224.0.0.9",
+                "255.255.255.255",
+                "169.254.1.1",
+                "8.8.8.8",
+                "10.0.2.20",
+            )
+        ),
         ([f"{lan}=192.168.7.7"], UsageError, f"use one from {subnet}.1"),
         ([f"{lan}={subnet}.254"], UsageError, "no address of a card"),
         ([f"{lan}={address(here)}"], UsageError, here.name),

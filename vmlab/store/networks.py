@@ -13,6 +13,9 @@ from vmlab.store.store import Store
 
 #: Words that say where a card leads, or that it leads nowhere: no network can be called so.
 RESERVED = ("internet", "none", *WAYS)
+#: The addresses that are nobody's on the internet (RFC 1918), and those of them that a guest's way out looks like.
+_PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+_OUTSIDE = ipaddress.IPv4Network("10.0.2.0/24")
 
 
 def names(store: Store) -> list[str]:
@@ -63,7 +66,19 @@ def read(store: Store, name: str) -> NetworkRecord:
 
 
 def make(store: Store, name: str, subnet: ipaddress.IPv4Network | None) -> NetworkRecord:
-    """Make a network; without a subnet it gets the first one that no other network of the lab has."""
+    """Make a network; without a subnet it gets the first one that no other network of the lab has.
+
+    Raises
+    ------
+    UsageError
+        These are no addresses for it, or there are none left.
+    """
+    if subnet is not None and (subnet == _OUTSIDE or not any(subnet.subnet_of(net) for net in _PRIVATE)):
+        raise UsageError(
+            f"{subnet} cannot be the addresses of a network of your own"
+            + (": those are what a guest's way out has." if subnet == _OUTSIDE else "."),
+            hint="use private ones, of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16",
+        )
     others = {read(store, other).subnet for other in names(store)}
     made = NetworkRecord(check(name), secrets.token_hex(4), str(subnet or _free(others)))
     write_json(private.folders(store.home / "networks") / f"{name}.json", made.to_json())
@@ -77,7 +92,7 @@ def remove(store: Store, name: str) -> None:
 
 def _free(taken: Iterable[str]) -> str:
     taken = set(taken)
-    # 10.0.2.0/24 is what a guest's way out looks like from inside.
+    # Not 10.0, where the way out is.
     for number in range(1, 256):
         if (subnet := f"10.{number}.0.0/24") not in taken:
             return subnet
