@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ipaddress
 import json
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 from help.frames import Wire, connect
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmlab.network import dhcp, service
@@ -430,3 +431,226 @@ def test_no_question_upsets_it(data: st.DataObject) -> None:
     sent = bytes(asked[: data.draw(st.integers(0, len(asked)))])
     if dhcp.is_question(sent):
         dhcp.answer(sent, LEASES)
+
+
+# -- frozen -------------------------------------------------------------------------------------------------------------
+
+
+class Freeze:
+    """Somebody who freezes networks, and hangs up at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.line = connect(folder / CONTROL)
+        self.answers = self.line.makefile()
+
+    def tell(self, **word: object) -> dict[str, Any]:
+        self.line.sendall(json.dumps(word).encode() + b"\n")
+        found: dict[str, Any] = json.loads(self.answers.readline())["networks"]
+        return found
+
+    def export(self) -> dict[str, Any]:
+        self.tell(export="state")
+        found: dict[str, Any] = json.loads((self.folder / "state").read_text())
+        return found
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        (self.folder / "state").write_text(json.dumps(state))
+        self.tell(**{"import": "state"})
+
+    def hang_up(self) -> None:
+        self.answers.close()
+        self.line.close()
+
+
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [frame(ALL, mac(0), struct.pack(">I", number)) for number in range(start, start + count)]
+
+
+def test_what_a_frozen_network_holds_goes_on_in_order_when_it_thaws_and_others_do_not_notice(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    other = [Card(tmp_path, "dmz", 0), Card(tmp_path, "dmz", 1)]
+    freeze = Freeze(tmp_path)
+    freeze.tell(freeze=["lan"])
+    one.send(*numbered(5))
+    other[0].send(frame(ALL, mac(9), b"goes on"))
+    assert other[1].get() == frame(ALL, mac(9), b"goes on")
+    assert two.hears_nothing()
+    held = freeze.export()["lan"]["held"]
+    assert len(held) == 5
+    freeze.tell(thaw=["lan"])
+    assert [two.get() for _ in range(5)] == numbered(5)
+    one.send(*numbered(1, 5))
+    assert two.get() == numbered(1, 5)[0]
+
+
+def test_a_network_thaws_when_whoever_froze_it_is_gone(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    freeze = Freeze(tmp_path)
+    freeze.tell(freeze=["lan"], silence=["lan"])
+    one.send(*numbered(3))
+    assert two.hears_nothing()
+    freeze.hang_up()
+    assert [two.get() for _ in range(3)] == numbered(3)
+
+
+def test_what_was_written_down_takes_the_place_of_what_has_come_since(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    freeze = Freeze(tmp_path)
+    freeze.tell(freeze=["lan"])
+    one.send(*numbered(3))
+    state = freeze.export()
+    freeze.tell(thaw=["lan"])
+    assert [two.get() for _ in range(3)] == numbered(3)
+    # A future that will be abandoned: what is under way in it must never arrive.
+    freeze.tell(freeze=["lan"])
+    one.send(*numbered(4, 100))
+    freeze.export()
+    freeze.take_up(state)
+    freeze.tell(thaw=["lan"])
+    assert [two.get() for _ in range(3)] == numbered(3)
+    assert two.hears_nothing()
+
+
+def test_frames_on_a_slow_link_keep_the_time_that_they_had_left(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    tell(tmp_path, links={f"{os.getpid()}.1": {"delay": 0.6, "seed": "s"}})
+    one.send(*numbered(3))
+    time.sleep(0.2)
+    freeze = Freeze(tmp_path)
+    freeze.tell(freeze=["lan"])
+    state = freeze.export()
+    left = [time_left for time_left, _ in state["lan"]["ports"][f"{os.getpid()}.1"]["pipes"][1]["frames"]]
+    assert len(left) == 3
+    assert all(0 < seconds <= 0.45 for seconds in left)
+    # While it is frozen no time goes by.
+    time.sleep(0.7)
+    assert two.hears_nothing()
+    freeze.take_up(state)
+    freeze.tell(thaw=["lan"])
+    assert [two.get() for _ in range(3)] == numbered(3)
+
+
+def test_chance_goes_on_where_it_was(switch: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    tell(tmp_path, links={f"{os.getpid()}.1": {"loss": 0.5, "seed": "s"}})
+
+    def arrives() -> list[int]:
+        one.send(*numbered(60), frame(ALL, mac(0), b"end"))
+        for _ in range(40):
+            # The last one may be lost, too.
+            one.send(frame(ALL, mac(0), b"end"))
+        found = []
+        while not two.hears_nothing():
+            got = two.get()
+            if got[14:] != b"end":
+                found.append(struct.unpack(">I", got[14:])[0])
+        return found
+
+    one.send(*numbered(7))
+    time.sleep(0.1)
+    while not two.hears_nothing():
+        two.get()
+    freeze = Freeze(tmp_path)
+    freeze.tell(freeze=["lan"])
+    state = freeze.export()
+    freeze.tell(thaw=["lan"])
+    first = arrives()
+    freeze.tell(freeze=["lan"])
+    freeze.take_up(state)
+    freeze.tell(thaw=["lan"])
+    assert arrives() == first
+    assert 10 < len(first) < 50
+
+
+def test_what_a_guest_has_not_taken_is_written_down_whole_and_only_once(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    # More than a socket holds: the second card's QEMU does not read.
+    frames = [frame(ALL, mac(0), struct.pack(">I", number) + bytes(8000)) for number in range(200)]
+    one.send(*frames)
+    time.sleep(0.3)
+    freeze = Freeze(tmp_path)
+    left = freeze.tell(freeze=["lan"], silence=["lan"])["lan"]["ports"]
+    assert {port["card"]: port["left"] > 0 for port in left} == {0: False, 1: True}
+    state = freeze.export()
+    taken_up = base64.b64decode(state["lan"]["ports"][f"{os.getpid()}.1"]["waiting"])
+    (length,) = struct.unpack(">I", taken_up[:4])
+    assert length == len(frames[0])
+    freeze.tell(thaw=["lan"])
+    assert [two.get() for _ in frames] == frames
+
+
+def test_a_silent_network_gives_nothing(switch: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    freeze = Freeze(tmp_path)
+    freeze.tell(freeze=["lan"], silence=["lan"])
+    one.send(*numbered(2))
+    state = freeze.export()
+    state["lan"]["ports"][f"{os.getpid()}.1"]["waiting"] = base64.b64encode(
+        b"".join(struct.pack(">I", len(f)) + f for f in numbered(2, 50))
+    ).decode()
+    freeze.take_up(state)
+    assert two.hears_nothing()
+    freeze.tell(thaw=["lan"])
+    # What was given last before the cut comes before what was sent.
+    assert [two.get() for _ in range(4)] == [*numbered(2, 50), *numbered(2)]
+
+
+def test_what_qemu_itself_announces_is_on_no_wire(switch: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    one.send(ALL + mac(0) + b"\x80\x35" + bytes(46), frame(ALL, mac(0), b"the guest's"))
+    assert two.get() == frame(ALL, mac(0), b"the guest's")
+
+
+@given(
+    words=st.lists(
+        st.tuples(st.sampled_from(["send", "freeze", "export", "import", "thaw"]), st.integers(1, 20)), max_size=30
+    )
+)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_at_whatever_moment_nothing_is_lost_or_comes_twice_or_from_the_future(
+    switch: subprocess.Popen[bytes], tmp_path: Path, words: list[tuple[str, int]]
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    freeze = Freeze(tmp_path)
+    sent, heard = [], []
+    kept: tuple[dict[str, Any], list[bytes], list[bytes]] | None = None
+    frozen, number = False, 0
+    for what, count in words:
+        if what == "send":
+            frames = numbered(count, number)
+            number += count
+            one.send(*frames)
+            sent += frames
+            if not frozen:
+                heard += [two.get() for _ in frames]
+        elif what == "freeze" and not frozen:
+            freeze.tell(freeze=["lan"])
+            frozen = True
+        elif what == "export" and frozen:
+            kept = freeze.export(), list(sent), list(heard)
+        elif what == "import" and frozen and kept is not None:
+            # All that has been read by now belongs to the present that is left.
+            freeze.export()
+            freeze.take_up(kept[0])
+            sent, heard = list(kept[1]), list(kept[2])
+        elif what == "thaw" and frozen:
+            freeze.tell(thaw=["lan"])
+            frozen = False
+            heard += [two.get() for _ in range(len(sent) - len(heard))]
+            assert heard == sent
+    freeze.hang_up()
+    heard += [two.get() for _ in range(len(sent) - len(heard))]
+    assert heard == sent
+    for card in (one, two):
+        card.socket.close()

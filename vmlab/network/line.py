@@ -24,6 +24,8 @@ class Line:
     def __init__(self, loop: Loop, connection: socket.socket) -> None:
         self.loop, self.connection = loop, connection
         self.waiting = bytearray()
+        #: The bytes at the beginning of what waits that belong to a frame whose beginning has been given.
+        self.begun = 0
         self._rest = b""
         self._events = 0
         loop.guests.add(self)
@@ -52,12 +54,23 @@ class Line:
         try:
             with contextlib.suppress(BlockingIOError):
                 while self.waiting:
-                    del self.waiting[: self.connection.send(self.waiting)]
+                    sent = self.connection.send(self.waiting)
+                    self.begun = self._begun_after(sent)
+                    del self.waiting[:sent]
         except OSError:
             self.drop()
             return
         self.listen()
         self.drained()
+
+    def _begun_after(self, sent: int) -> int:
+        """Return what :attr:`begun` is once that many bytes of what waits have gone."""
+        if sent == len(self.waiting):
+            return 0
+        end = self.begun
+        while end < sent:
+            end += 4 + LENGTH.unpack_from(self.waiting, end)[0]
+        return end - sent
 
     def listen(self) -> None:
         """Wait for what there is to wait for."""

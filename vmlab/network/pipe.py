@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -58,3 +59,26 @@ class Pipe:
             frame = self._frames.popleft()[1]
             self._bytes -= len(frame)
             self._deliver(frame)
+
+    def postpone(self, seconds: float) -> None:
+        """Let all that is under way arrive later."""
+        self._frames = deque((due + seconds, frame) for due, frame in self._frames)
+        self._free, self._last = self._free + seconds, self._last + seconds
+
+    def to_json(self, now: float) -> dict[str, Any]:
+        """Return what is under way, with the seconds that each frame has left, and what chance will say."""
+        return {
+            "frames": [[due - now, base64.b64encode(frame).decode()] for due, frame in self._frames],
+            "free": self._free - now,
+            "last": self._last - now,
+            "chance": self._chance.getstate(),
+        }
+
+    def take_up(self, found: Mapping[str, Any], now: float) -> None:
+        """Let that be under way which was when :meth:`to_json` told it; of ``{}`` nothing."""
+        frames = [(now + float(left), base64.b64decode(text)) for left, text in found.get("frames", [])]
+        self._frames, self._bytes = deque(frames), sum(len(frame) for _, frame in frames)
+        self._free, self._last = now + float(found.get("free", 0.0)), now + float(found.get("last", 0.0))
+        if "chance" in found:
+            version, state, gauss = found["chance"]
+            self._chance.setstate((version, tuple(state), gauss))

@@ -7,19 +7,28 @@ and a QEMU or a switch that comes back finds its place again without a word.
 Nobody waits for a guest that does not read: what is too much for a card is dropped, and counted. Over the socket
 ``control`` it is told which networks there are (a JSON object a line, and one in answer); it writes that down beside
 it, for the one that is started when it dies.
+
+Networks can be *frozen*, so that several guests are caught at one moment: what their cards send is still read, and
+held; what waits for a card is still given, until the networks are *silenced*. Then what is under way on them can be
+written down, or be replaced by what was written down, and when they are thawed it goes on with the time that it had
+left. They thaw by themselves when whoever froze them hangs up.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import fcntl
 import ipaddress
 import json
 import math
 import selectors
 import socket
+import struct
 import sys
+import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +49,10 @@ _ANSWERS = 64 << 10
 _NONSENSE = (ValueError, TypeError, AttributeError, KeyError)
 #: Bytes of one word to us.
 _WORD = 1 << 20
+#: Bytes that a frozen network holds; then its cards are not read any more, and wait.
+_HELD = 16 << 20
+#: What QEMU itself sends for a guest whose state it has taken up (RARP), and the seconds for which it may do so.
+_RARP, _ANNOUNCES = b"\x80\x35", 5.0
 
 
 class Port(Line):
@@ -47,28 +60,79 @@ class Port(Line):
 
     def __init__(self, network: Network, connection: socket.socket, pid: int, card: int) -> None:
         self.network, self.pid, self.card = network, pid, card
+        self.key, self._since = f"{pid}.{card}", time.monotonic()
         self.known: dict[bytes, None] = {}
         self.received = self.sent = self.dropped = 0
         self.pipes: tuple[Pipe, Pipe] | None = None
         super().__init__(network.switch, connection)
-        self.set_link(network.switch.links.get(f"{pid}.{card}"))
+        self.set_link(network.switch.links.get(self.key))
 
     def taken(self, data: bytes) -> None:
         """Hand each frame on to whom it is for."""
         at, size = 0, len(data)
         if self.pid in self.network.switch.ignored:
             return
-        now = time.monotonic() if self.pipes is not None else 0.0
+        now = time.monotonic()
+        announces = now - self._since < _ANNOUNCES
         while at < size:
             end = at + 4 + LENGTH.unpack_from(data, at)[0]
-            if end - at >= 18:
+            if end - at >= 18 and not (announces and data[at + 16 : at + 18] == _RARP):
                 self.received += 1
-                if self.pipes is None:
-                    self._carry(data[at:end])
-                elif not self.pipes[0].push(data[at:end], now):
-                    self.dropped += 1
+                if self.network.frozen is not None:
+                    self.network.hold(self.key, data[at:end])
+                else:
+                    self.send(data[at:end], now)
             at = end
         self.network.switch.flush()
+
+    def send(self, frame: bytes, now: float) -> None:
+        """Send a frame of this card, behind its length, on its way."""
+        if self.pipes is None:
+            self._carry(frame)
+        elif not self.pipes[0].push(frame, now):
+            self.dropped += 1
+
+    def is_full(self) -> bool:
+        """Whether nothing more of this card is to be read for now."""
+        return self.network.held_bytes > _HELD
+
+    def give(self) -> None:
+        """Give as much of what waits as is taken; nothing where the network is silent."""
+        if not self.network.silent:
+            super().give()
+
+    @property
+    def left(self) -> int:
+        """Bytes that its QEMU has not taken yet, whether they wait here or in the socket."""
+        (sent,) = struct.unpack("i", fcntl.ioctl(self.connection, termios.TIOCOUTQ, bytes(4)))
+        return len(self.waiting) + int(sent)
+
+    def read_all(self) -> None:
+        """Take all that its guest has sent until now."""
+        before = -1
+        while self in self.network.ports and before != self.network.held_bytes:
+            before = self.network.held_bytes
+            self._ready(selectors.EVENT_READ)
+
+    def to_json(self, now: float) -> dict[str, Any]:
+        """Return what is under way to and from this card, and which addresses are known to be behind it."""
+        return {
+            # Not the rest of a frame: its beginning is in the socket, of which nothing comes back.
+            "waiting": _text(self.waiting[self.begun :]),
+            "known": [mac.hex() for mac in self.known],
+            "pipes": [pipe.to_json(now) for pipe in self.pipes or ()],
+        }
+
+    def take_up(self, found: Mapping[str, Any], now: float) -> None:
+        """Let that be under way which was when :meth:`to_json` told it."""
+        self.waiting[self.begun :] = _bytes(found["waiting"])
+        for mac in list(self.known):
+            self.network.table.pop(mac, None)
+        self.known.clear()
+        for known in found["known"]:
+            self.network.learn(bytes.fromhex(known), self)
+        for pipe, told in zip(self.pipes or (), found["pipes"], strict=False):
+            pipe.take_up(told, now)
 
     def _carry(self, frame: bytes) -> None:
         """Hand a frame of this card on to whom it is for."""
@@ -143,6 +207,58 @@ class Network:
         self.doors: list[Callable[[], None]] = []
         self.table: dict[bytes, Port] = {}
         self.leases: dhcp.Leases | None = None
+        #: Since when it is frozen, in seconds of :func:`time.monotonic`; what its cards have sent since, and its bytes.
+        self.frozen: float | None = None
+        self.silent = False
+        self.held: list[tuple[str, bytes]] = []
+        self.held_bytes = 0
+
+    def hold(self, key: str, frame: bytes) -> None:
+        """Keep what a card has sent until the network thaws."""
+        self.held.append((key, frame))
+        self.held_bytes += len(frame)
+
+    def freeze(self) -> None:
+        """Let nothing that is sent arrive any more; what waits for a card is still given."""
+        if self.frozen is None:
+            self.frozen = time.monotonic()
+
+    def thaw(self) -> None:
+        """Let all go on, with the time that it had left."""
+        if self.frozen is None:
+            return
+        now = time.monotonic()
+        for port in self.ports:
+            for pipe in port.pipes or ():
+                pipe.postpone(now - self.frozen)
+        self.frozen, self.silent = None, False
+        held, self.held, self.held_bytes = self.held, [], 0
+        ports = {port.key: port for port in self.ports}
+        for key, frame in held:
+            if key in ports:
+                ports[key].send(frame, now)
+        for port in list(self.ports):
+            port.give()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is under way; the network is frozen, and nobody sends any more."""
+        assert self.frozen is not None
+        for port in list(self.ports):
+            port.read_all()
+        return {
+            "held": [[key, _text(frame)] for key, frame in self.held],
+            "ports": {port.key: port.to_json(self.frozen) for port in self.ports},
+        }
+
+    def take_up(self, found: Mapping[str, Any]) -> None:
+        """Let that be under way which was when :meth:`to_json` told it, and nothing else; the network is frozen."""
+        assert self.frozen is not None
+        self.table.clear()
+        self.held = [(str(key), _bytes(text)) for key, text in found["held"]]
+        self.held_bytes = sum(len(frame) for _, frame in self.held)
+        nothing = {"waiting": "", "known": [], "pipes": [{}, {}]}
+        for port in self.ports:
+            port.take_up(found["ports"].get(port.key, nothing), self.frozen)
 
     def learn(self, mac: bytes, port: Port) -> None:
         """Remember behind which card an address is."""
@@ -172,6 +288,7 @@ class Network:
                 {
                     "pid": port.pid, "card": port.card, "received": port.received, "sent": port.sent,
                     "dropped": port.dropped,
+                    "left": port.left if self.frozen is not None else len(port.waiting),
                 }
                 for port in self.ports
             ]
@@ -218,7 +335,10 @@ class Switch(Loop):
             self.reached.pop().give()
 
     def _pipes(self) -> list[Pipe]:
-        return [pipe for port in self._ports() for pipe in port.pipes or ()] if self.links else []
+        """Return the pipes in which time goes on."""
+        if not self.links:
+            return []
+        return [pipe for port in self._ports() if port.network.frozen is None for pipe in port.pipes or ()]
 
     def _ports(self) -> list[Port]:
         return [port for network in self._networks.values() for port in network.ports]
@@ -233,8 +353,8 @@ class Switch(Loop):
                 Pipe(how, "", lambda _: None)
                 self.links[key] = how
         for port in self._ports():
-            if (key := f"{port.pid}.{port.card}") in links:
-                port.set_link(links[key])
+            if port.key in links:
+                port.set_link(links[port.key])
 
     def _open(self, words: dict[str, dict[str, Any]]) -> None:
         """Make networks, or tell those that there are which addresses they give."""
@@ -275,6 +395,8 @@ class Switch(Loop):
 
     def _listen(self, connection: socket.socket, _: int) -> None:
         heard = bytearray()
+        #: What whoever is at the other end has frozen.
+        frozen: set[str] = set()
 
         def ready(_: int) -> None:
             try:
@@ -285,7 +407,7 @@ class Switch(Loop):
                 while (end := heard.find(b"\n")) >= 0:
                     word = json.loads(heard[:end])
                     del heard[: end + 1]
-                    said = json.dumps(self._do(word)).encode() + b"\n"
+                    said = json.dumps(self._do(word, frozen)).encode() + b"\n"
                     # Whoever does not read an answer of ours does not get it.
                     if connection.send(said) != len(said):
                         raise ValueError("Somebody does not listen.")
@@ -294,19 +416,53 @@ class Switch(Loop):
             except (OSError, *_NONSENSE):
                 self.watch(connection, 0, ready)
                 connection.close()
+                self._thaw(frozen)
 
         self.watch(connection, selectors.EVENT_READ, ready)
 
-    def _do(self, word: dict[str, Any]) -> dict[str, Any]:
+    def _freeze(self, word: Mapping[str, Any], frozen: set[str]) -> None:
+        """Do what is said of networks that are frozen, in the order in which it makes sense."""
+        for identity in word.get("freeze", []):
+            self._networks[identity].freeze()
+            frozen.add(identity)
+        for identity in word.get("silence", []):
+            self._networks[identity].silent = identity in frozen
+        # In files: there may be more of it than fits into a word.
+        if name := word.get("export"):
+            found = {identity: self._networks[identity].to_json() for identity in frozen}
+            private.replace(self._folder / Path(name).name, json.dumps(found))
+        if name := word.get("import"):
+            found = json.loads((self._folder / Path(name).name).read_text())
+            for identity in frozen & found.keys():
+                self._networks[identity].take_up(found[identity])
+        self._thaw(word.get("thaw", []))
+        frozen.difference_update(word.get("thaw", []))
+
+    def _thaw(self, identities: Iterable[str]) -> None:
+        for identity in identities:
+            if (network := self._networks.get(identity)) is not None:
+                network.thaw()
+        self.flush()
+
+    def _do(self, word: dict[str, Any], frozen: set[str]) -> dict[str, Any]:
         self._open(word.get("open", {}))
         self._close(word.get("close", []))
         self.ignored |= {int(pid) for pid in word.get("ignore", [])}
         self.ignored -= {int(pid) for pid in word.get("listen", [])}
         self._set_links(word.get("links", {}))
+        self._freeze(word, frozen)
         if word.keys() & {"open", "close", "ignore", "listen", "links"}:
             known = {"networks": self._words, "ignored": sorted(self.ignored), "links": self.links}
             private.replace(self._folder / "networks", json.dumps(known))
         return {"networks": {identity: network.tell() for identity, network in self._networks.items()}}
+
+
+def _text(data: bytes | bytearray) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
 
 
 if __name__ == "__main__":
