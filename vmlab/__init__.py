@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmlab.lab import Lab
     from vmlab.machine import Machine, Snapshot
     from vmlab.machines.usage import Usage
+    from vmlab.scenario import Scenario, State
     from vmlab.study.diff import Diff
     from vmlab.study.timeline import Timeline
 
@@ -41,8 +42,10 @@ _WHERE = {
     "Lab": "vmlab.lab",
     "Limits": "vmlab.host.limits",
     "Machine": "vmlab.machine",
+    "Scenario": "vmlab.scenario",
     "Screenshot": "vmlab.guest.screen",
     "Snapshot": "vmlab.machine",
+    "State": "vmlab.scenario",
     "Timeline": "vmlab.study.timeline",
     "Usage": "vmlab.machines.usage",
     "errors": "vmlab.errors",
@@ -55,8 +58,10 @@ __all__ = [
     "Lab",
     "Limits",
     "Machine",
+    "Scenario",
     "Screenshot",
     "Snapshot",
+    "State",
     "Timeline",
     "Usage",
     "errors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,10 @@ from vmlab.machines.usage import Usage, usage
 from vmlab.records import Hardware, SnapshotRecord
 from vmlab.render.progress import Progress, quiet
 from vmlab.render.shown import Shown
+from vmlab.scenario import Scenario
+from vmlab.scenarios import build as build_scenario
+from vmlab.scenarios import file as scenario_file
+from vmlab.store import scenarios as scenario_records
 from vmlab.store.collect import Collected
 from vmlab.store.store import Store
 from vmlab.study.diff import Diff
@@ -259,6 +263,76 @@ class Lab(Shown):
         """
         made = fork(self.store, self.store.snapshot(snapshot.id), names, clock=clock, force=force)
         return [Machine(self.store, name) for name in made]
+
+    # -- scenarios -----------------------------------------------------------------------------------------------
+
+    @property
+    def scenarios(self) -> list[Scenario]:
+        """All scenarios, by name."""
+        return [Scenario(self.store, name) for name in scenario_records.names(self.store)]
+
+    def scenario(self, name: str) -> Scenario:
+        """Return the scenario of that name.
+
+        Raises
+        ------
+        NotFound
+            With the nearest names.
+        """
+        scenario_records.read(self.store, name)
+        return Scenario(self.store, name)
+
+    def named(self, name: str) -> Machine | Scenario:
+        """Return the machine or the scenario of that name.
+
+        Raises
+        ------
+        NotFound
+            With the nearest names.
+        """
+        if name in scenario_records.names(self.store):
+            return Scenario(self.store, name)
+        return self.machine(name)
+
+    def up(
+        self,
+        source: str | Path | Mapping[str, Any],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Scenario:
+        """Make a scenario of what a file says, with all its machines and networks, or start the one that is there.
+
+        Its machines are made side by side, wired, and set up in the order of the file; then its *start* is kept. What
+        is there already is never changed: not where the file has changed either (that is said). Where another scenario
+        was made from the same file, this is a copy of that one's start.
+
+        Parameters
+        ----------
+        source
+            The folder with a ``scenario.toml``, or that file; or what stands in such a file, as a mapping. The README
+            says what that is.
+        name
+            Another name than the file's.
+        force
+            Insist where RAM is short.
+        progress
+            Called with what is being done.
+
+        Raises
+        ------
+        UsageError
+            It makes no sense: all its mistakes, each with its line; nothing was made.
+        AlreadyExists, NoMemory, NoSpace, CommandFailed
+            It could not be made; nothing of it is left.
+        """
+        images = [image.name for image in self.images]
+        found = scenario_file.read(Path(source) if isinstance(source, str) else source, images)
+        if name is not None:
+            found = scenario_file.under_name(found, name)
+        build_scenario.up(self.store, found, force=force, tell=progress or quiet)
+        return Scenario(self.store, found.name)
 
     # -- networks ------------------------------------------------------------------------------------------------
 

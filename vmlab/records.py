@@ -351,12 +351,112 @@ class NetworkRecord(_Record):
         What the switch knows it by, in names of sockets.
     subnet
         The addresses that its cards are given, such as ``10.1.0.0/24``.
+    floods
+        Whether every frame goes to all cards, as with a hub.
     """
 
     name: str
     id: str
     subnet: str
+    floods: bool = False
     created: str = field(default_factory=now)
+
+
+@dataclass(frozen=True)
+class ScenarioPending(_Record):
+    """What was being done to a scenario when a process died.
+
+    Attributes
+    ----------
+    phase
+        ``make``: it was being made; it goes. ``keep``: a state was being kept; it is there whole, or goes. ``arrive``:
+        all machines were going to a state; they are suspended there. ``delete``: it goes.
+    state
+        That state.
+    snapshots
+        The ids that the machines' snapshots were to have in it, by the machines' names in the scenario.
+    """
+
+    phase: str
+    state: str = ""
+    snapshots: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ScenarioRecord(_Record):
+    """A scenario as the store knows it: machines and networks with one name and one tree of states.
+
+    Attributes
+    ----------
+    members, networks
+        Their names in it, in the order of its file. Outside they have its own name before them: ``shop.web``.
+    file, digest
+        What it was made from, and the SHA-256 of that and of all that it names.
+    start
+        The state that its tree starts from, and that a reset goes back to.
+    here
+        The state that the present stands on.
+    undo
+        The abandoned present of the last revert.
+    continues
+        The state in which it was left, and goes on when it is started; None if it runs, or its machines are off.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    networks: tuple[str, ...]
+    title: str = ""
+    description: str = ""
+    file: str = ""
+    digest: str = ""
+    created: str = field(default_factory=now)
+    start: str | None = None
+    here: str | None = None
+    undo: str | None = None
+    continues: str | None = None
+    pending: ScenarioPending | None = None
+
+    def full(self, name: str) -> str:
+        """Return the name of a machine or network of it outside."""
+        return f"{self.name}.{name}"
+
+
+@dataclass(frozen=True)
+class StateRecord(_Record):
+    """A state of a scenario: snapshots of all its machines at one moment, and what was under way between them.
+
+    Attributes
+    ----------
+    kind
+        ``snapshot``; ``undo``: the present that a revert left behind; ``suspended``: a present that waits.
+    members
+        The snapshot of each machine.
+    parent
+        The state that it hangs on in the tree.
+    skew_ms
+        The time between the stop of the first machine and that of the last; None where none had to be stopped.
+    pause_ms
+        For how long the machine that stood still longest did so.
+    total_ms
+        How long taking it took.
+    frames
+        How many frames were under way.
+    left
+        Bytes that a guest had not taken from its card: they are not in the state.
+    """
+
+    id: str
+    kind: str
+    name: str
+    members: dict[str, str]
+    created: str = field(default_factory=now)
+    parent: str | None = None
+    description: str = ""
+    skew_ms: float | None = None
+    pause_ms: float | None = None
+    total_ms: float | None = None
+    frames: int = 0
+    left: int = 0
 
 
 @dataclass(frozen=True)
@@ -428,6 +528,8 @@ class MachineRecord(_Record):
         Whether it was made for a moment only; removed when nobody holds it any more.
     domain
         What libvirt knows it as, where that is not its name: in a store that is not the account's first.
+    scenario
+        The scenario that it is a member of: then its name begins with that one's.
     """
 
     name: str
@@ -454,6 +556,12 @@ class MachineRecord(_Record):
     pending: Pending | None = None
     throwaway: bool = False
     domain: str | None = None
+    scenario: str | None = None
+
+    @property
+    def hostname(self) -> str:
+        """What its guest is called: in a scenario, the same in each copy of it."""
+        return self.name.removeprefix(f"{self.scenario}.") if self.scenario else self.name
 
     @property
     def known_as(self) -> str:
@@ -544,6 +652,8 @@ class SnapshotRecord(_Record):
     files
         SHA-256 of its small files by name (those that :data:`vmlab.engine.save.SMALL` names); empty where vmlab 0.1
         wrote it.
+    scenario
+        The scenario that the machine was a member of: then it is part of a state of that.
     """
 
     id: str
@@ -570,6 +680,7 @@ class SnapshotRecord(_Record):
     ready_key: str | None = None
     macs: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
+    scenario: str | None = None
 
 
 @dataclass(frozen=True)

@@ -614,7 +614,8 @@ def test_what_qemu_itself_announces_is_on_no_wire(switch: subprocess.Popen[bytes
 
 @given(
     words=st.lists(
-        st.tuples(st.sampled_from(["send", "freeze", "export", "import", "thaw"]), st.integers(1, 20)), max_size=30
+        st.tuples(st.sampled_from(["send", "freeze", "export", "import", "thaw"]), st.integers(1, 20)),
+        max_size=30,
     )
 )
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,17 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from vmlab.commands import _names
-from vmlab.errors import NotFound
+from vmlab.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.views.machines import MachineTable
 
 MIB = 1024 * 1024
 _UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024 * MIB, "T": 1024 * 1024 * MIB}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(?:i?B)?|B)", re.IGNORECASE)
 T = TypeVar("T")
+N = TypeVar("N", bound="Machine | Scenario")
 Completer = Callable[..., list[str]]
 
 
@@ -97,16 +99,37 @@ def machine(parser: argparse.ArgumentParser, *, help: str = "name of the machine
     completed(parser.add_argument("machine", metavar="NAME", help=help), _names.machines)
 
 
+def thing(parser: argparse.ArgumentParser) -> None:
+    """Add ``args.machine``, which may be a scenario's name, too."""
+    completed(
+        parser.add_argument("machine", metavar="NAME", help="name of the machine, or of a scenario"),
+        _names.things,
+    )
+
+
+def things(parser: argparse.ArgumentParser) -> None:
+    """Add ``args.machines``, among which may be scenarios, with patterns."""
+    completed(
+        parser.add_argument(
+            "machines",
+            metavar="NAME",
+            nargs="+",
+            help="names of machines and scenarios; * and ? stand for any letters, as in 'web*'",
+        ),
+        _names.things,
+    )
+
+
 def machines(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """Add ``args.machines``, with patterns."""
+    """Add ``args.machines``, with patterns; a scenario's name stands for all its machines."""
     completed(
         parser.add_argument(
             "machines",
             metavar="NAME",
             nargs="*" if optional else "+",
-            help="names of machines; * and ? stand for any letters, as in 'web*'",
+            help="names of machines; * and ? stand for any letters, as in 'web*', a scenario's name for its machines",
         ),
-        _names.machines,
+        _names.things,
     )
 
 
@@ -136,13 +159,22 @@ def clock(parser: argparse.ArgumentParser, default: str = "then") -> None:
     )
 
 
+def need_then(args: argparse.Namespace) -> None:
+    """Refuse ``--clock now`` for a scenario, whose clocks keep their offsets."""
+    if args.clock == "now":
+        raise UsageError(
+            "The clocks of a scenario's machines go on together from then.",
+            hint="leave --clock out; a machine's own can be set in it",
+        )
+
+
 def force(parser: argparse.ArgumentParser) -> None:
     """Add ``args.force``."""
     parser.add_argument("--force", action="store_true", help="even if the host is short of RAM")
 
 
 def chosen(lab: Lab, names: Sequence[str]) -> list[Machine]:
-    """Return the machines of these names and patterns, each once, in the order given.
+    """Return the machines of these names and patterns, each once, in the order given; of a scenario's name, its own.
 
     Raises
     ------
@@ -159,11 +191,41 @@ def chosen(lab: Lab, names: Sequence[str]) -> list[Machine]:
                 raise NotFound(f"No machine fits '{name}'.", hint="`%vm list` shows them all")
             found |= {fit: lab.machine(fit) for fit in fitting if fit not in found}
         elif name not in found:
-            found[name] = lab.machine(name)
+            is_scenario = name not in lab and any(name == one.name for one in lab.scenarios)
+            of_it = lab.scenario(name).machines if is_scenario else [lab.machine(name)]
+            found |= {one.name: one for one in of_it}
     return list(found.values())
 
 
-def each(machines: Sequence[Machine], act: Callable[[Machine], T], *, at_once: bool = False) -> list[T]:
+def chosen_things(lab: Lab, names: Sequence[str]) -> list[Machine | Scenario]:
+    """Return the machines and scenarios of these names and patterns, each once, in the order given.
+
+    A pattern means whole scenarios, not machines of them.
+
+    Raises
+    ------
+    NotFound
+        There is no such thing, or nothing fits a pattern.
+    """
+    found: dict[str, Machine | Scenario] = {}
+    for name in names:
+        if any(sign in name for sign in "*?["):
+            scenarios = [scenario.name for scenario in lab.scenarios]
+            known = [*_names.all_machines(lab), *scenarios]
+            fitting = [
+                fit
+                for fit in fnmatch.filter(known, name)
+                if not any(fit.startswith(f"{scenario}.") for scenario in scenarios)
+            ]
+            if not fitting:
+                raise NotFound(f"No machine fits '{name}'.", hint="`%vm list` shows them all")
+            found |= {fit: lab.named(fit) for fit in fitting if fit not in found}
+        elif name not in found:
+            found[name] = lab.named(name)
+    return list(found.values())
+
+
+def each(machines: Sequence[N], act: Callable[[N], T], *, at_once: bool = False) -> list[T]:
     """Do ``act`` on every machine, even if it fails on some; return the results in order.
 
     Parameters
@@ -183,6 +245,11 @@ def table(lab: Lab, machines: Sequence[Machine]) -> MachineTable:
     return MachineTable(machines, lab.usage(list(machines)))
 
 
-def one_or_table(lab: Lab, machines: Sequence[Machine]) -> Machine | MachineTable:
-    """Return the only machine itself, several as a table."""
-    return machines[0] if len(machines) == 1 else table(lab, machines)
+def one_or_table(lab: Lab, things: Sequence[Machine | Scenario]) -> Machine | Scenario | MachineTable:
+    """Return the only machine or scenario itself, several as a table of machines."""
+    if len(things) == 1:
+        return things[0]
+    found: dict[str, Machine] = {}
+    for one in things:
+        found |= {machine.name: machine for machine in chosen(lab, [one.name])}
+    return table(lab, list(found.values()))

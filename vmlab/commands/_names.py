@@ -47,7 +47,7 @@ def snapshots(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) 
     with contextlib.suppress(Exception):
         name: Any = getattr(parsed_args, "machine", None)
         if name:
-            machine = _lab(parsed_args).machine(name)
+            machine = _lab(parsed_args).named(name)
             root = machine.root
             return _fitting([s.name for s in ([root] if root else []) + machine.snapshots], prefix)
     return []
@@ -74,6 +74,20 @@ def images(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> 
     with contextlib.suppress(Exception):
         return _fitting([image.name for image in _lab(parsed_args).images], prefix)
     return []
+
+
+def scenarios(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> list[str]:
+    """Return scenarios that begin with ``prefix``."""
+    with contextlib.suppress(Exception):
+        return _fitting([scenario.name for scenario in _lab(parsed_args).scenarios], prefix)
+    return []
+
+
+def things(prefix: str = "", parsed_args: Namespace | None = None, **known: Any) -> list[str]:
+    """Return machines and scenarios that begin with ``prefix`` and are not in the command yet."""
+    given = getattr(parsed_args, "machines", None) or []
+    found = [name for name in scenarios(prefix, parsed_args) if name not in given]
+    return [*machines(prefix, parsed_args, **known), *found]
 
 
 def networks(prefix: str = "", parsed_args: Namespace | None = None, **_: Any) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 #: The groups of the help, in order, with what stands above them.
 GROUPS = {
     "machines": "Machines",
+    "scenarios": "Scenarios: several machines and their networks",
     "snapshots": "Snapshots: go back, branch off",
     "inside": "Inside a machine",
     "host": "Images and host",

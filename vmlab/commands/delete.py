@@ -28,12 +28,12 @@ ORDER = 9
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machines(parser)
+    words.things(parser)
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
     """Return what was deleted."""
-    machines = words.chosen(lab, args.machines)
+    machines = words.chosen_things(lab, args.machines)
     names = [machine.name for machine in machines]
     with ui.progress(f"delete {in_words(names)}", "waiting until QEMU has ended"):
         each(machines, lambda machine: machine.delete())

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine, Snapshot
+    from vmlab.scenario import Scenario, State
 
 GROUP = "snapshots"
 ORDER = 7
 
 
-def _read(machine: Machine, given: list[str]) -> tuple[Snapshot, str | None]:
+def _read(machine: Machine | Scenario, given: list[str]) -> tuple[Snapshot | State, str | None]:
     """Return which snapshot is meant, and the text; one text alone is a snapshot's name if it is one."""
     if len(given) > 2:
         raise UsageError("A description is one text; put it in quotes.", got=" ".join(given))
@@ -47,7 +48,7 @@ def _read(machine: Machine, given: list[str]) -> tuple[Snapshot, str | None]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machine(parser)
+    words.thing(parser)
     words.free(
         words.completed(
             parser.add_argument(
@@ -59,9 +60,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NEW", help="its new name")
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Snapshot:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Snapshot | State:
     """Return the snapshot, or the machine."""
-    machine = lab.machine(args.machine)
+    machine = lab.named(args.machine)
     snapshot, text = _read(machine, args.words)
     if text is not None:
         snapshot.describe(text)

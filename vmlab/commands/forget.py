@@ -29,7 +29,7 @@ ORDER = 6
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machine(parser)
+    words.thing(parser)
     words.completed(
         parser.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="which ones"), _names.snapshots
     )
@@ -37,12 +37,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Note:
     """Return what was forgotten."""
-    machine = lab.machine(args.machine)
+    machine = lab.named(args.machine)
     chosen = [
         machine.find(name) for name in dict.fromkeys(args.snapshots)
     ]  # all are looked up before one is forgotten
     names = [snapshot.name for snapshot in chosen]
-    for snapshot in chosen:
+    for snapshot in chosen if machine.name in lab else ():
         if snapshot not in machine.snapshots:
             # The root of its tree: an image's ready state, or what it was forked from.
             raise UsageError(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.views.machines import MachineTable
 
 GROUP = "snapshots"
@@ -31,7 +32,7 @@ ORDER = 5
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machine(parser)
+    words.thing(parser)
     parser.add_argument("names", metavar="NEW", nargs="*", help="names of the new machines")
     parser.add_argument(
         "-n", "--count", type=words.count, metavar="N", help="how many, with names chosen for you"
@@ -46,20 +47,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     words.force(parser)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | Scenario | MachineTable:
     """Return the new machine, or all of them."""
     if args.names and args.count not in (None, len(args.names)):
         raise UsageError(
             f"{len(args.names)} names do not make {args.count} machines.",
             hint="give names, or `count=`, or as many of both",
         )
-    machine = lab.machine(args.machine)
-    with ui.progress(f"fork {machine.name}", "new machines start from its state"):
-        made = machine.fork(
-            names=args.names or None,
-            count=None if args.names else args.count or 1,
-            snapshot=args.snapshot,
-            clock=args.clock,
-            force=args.force,
-        )
+    thing = lab.named(args.machine)
+    how = {
+        "names": args.names or None,
+        "count": None if args.names else args.count or 1,
+        "snapshot": args.snapshot,
+        "force": args.force,
+    }
+    with ui.progress(f"fork {thing.name}", "new machines start from its state"):
+        if thing.name in lab:
+            made = lab.machine(thing.name).fork(clock=args.clock, **how)
+        else:
+            words.need_then(args)
+            made = lab.scenario(thing.name).fork(**how)
     return words.one_or_table(lab, made)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
@@ -29,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     words.machines(parser)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | Scenario | MachineTable:
     """Return the machines."""
     machines = words.chosen(lab, args.machines)
     with ui.progress(f"kill {machine_names(machines)}", "waiting until QEMU has ended"):

@@ -7,14 +7,18 @@ Examples
 --------
 list
 list 'web*'                 # only these
+list shop                   # a scenario: its machines and networks
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
+from vmlab.errors import NotFound
+from vmlab.views.scenarios import ScenarioView
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
@@ -30,7 +34,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     words.machines(parser, optional=True)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> MachineTable:
-    """Return a table of machines."""
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> MachineTable | ScenarioView:
+    """Return a table of machines; of one scenario also its networks, and where it stands."""
+    if len(args.machines) == 1 and args.machines[0] not in lab:
+        with contextlib.suppress(NotFound):
+            scenario = lab.scenario(args.machines[0])
+            return ScenarioView(scenario, lab.usage(scenario.machines))
     machines = words.chosen(lab, args.machines) if args.machines else lab.machines
     return words.table(lab, machines)

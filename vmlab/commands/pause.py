@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
@@ -27,12 +28,12 @@ ORDER = 7
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machines(parser)
+    words.things(parser)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | Scenario | MachineTable:
     """Return the machines."""
-    machines = words.chosen(lab, args.machines)
+    machines = words.chosen_things(lab, args.machines)
     with ui.progress(f"pause {machine_names(machines)}", "waiting until the CPUs stand still"):
         each(machines, lambda machine: machine.pause())
     return words.one_or_table(lab, machines)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
@@ -34,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     words.timeout(parser, default=300.0, help="how long the guest may take")
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | Scenario | MachineTable:
     """Return the machines."""
     machines = words.chosen(lab, args.machines)
     with ui.progress(f"reboot {machine_names(machines)}", "waiting until the guest answers again"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
@@ -26,12 +27,12 @@ ORDER = 8
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machines(parser)
+    words.things(parser)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | Scenario | MachineTable:
     """Return the machines."""
-    machines = words.chosen(lab, args.machines)
+    machines = words.chosen_things(lab, args.machines)
     with ui.progress(f"resume {machine_names(machines)}", "waiting until the CPUs go on"):
         each(machines, lambda machine: machine.resume())
     return words.one_or_table(lab, machines)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
 
 GROUP = "snapshots"
 ORDER = 3
@@ -28,7 +29,7 @@ ORDER = 3
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machine(parser)
+    words.thing(parser)
     words.snapshot(parser, optional=True, help="where to; without it, the snapshot you stand on")
     words.clock(parser)
     parser.add_argument(
@@ -37,9 +38,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     words.force(parser)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine:
-    """Return the machine."""
-    machine = lab.machine(args.machine)
-    with ui.progress(f"revert {machine.name}", "the snapshot takes the place of the present"):
-        machine.revert(args.snapshot, clock=args.clock, keep=args.keep, force=args.force)
-    return machine
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | Scenario:
+    """Return the machine, or the scenario."""
+    thing = lab.named(args.machine)
+    with ui.progress(f"revert {thing.name}", "the snapshot takes the place of the present"):
+        if thing.name in lab:
+            return lab.machine(thing.name).revert(
+                args.snapshot, clock=args.clock, keep=args.keep, force=args.force
+            )
+        words.need_then(args)
+        return lab.scenario(thing.name).revert(args.snapshot, keep=args.keep, force=args.force)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.views.machines import MachineTable
 
 GROUP = "machines"
@@ -30,16 +31,16 @@ ORDER = 3
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machines(parser)
+    words.things(parser)
     parser.add_argument(
         "--boot", action="store_true", help="boot from disk even if there is RAM to continue from"
     )
     words.force(parser)
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | MachineTable:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Machine | Scenario | MachineTable:
     """Return the machines."""
-    machines = words.chosen(lab, args.machines)
+    machines = words.chosen_things(lab, args.machines)
     with ui.progress(f"start {machine_names(machines)}", "waiting for QEMU"):
         each(machines, lambda machine: machine.start(boot=args.boot, force=args.force))
     return words.one_or_table(lab, machines)

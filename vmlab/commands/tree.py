@@ -23,9 +23,9 @@ ORDER = 2
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    words.machine(parser)
+    words.thing(parser)
 
 
 def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Tree:
     """Return the tree."""
-    return lab.machine(args.machine).tree()
+    return lab.named(args.machine).tree()

@@ -263,7 +263,9 @@ def _words(store: Store, machine: MachineRecord) -> dict[str, dict[str, Any]]:
     for number, card in enumerate(machine.spec.nics):
         if card.plugged:
             network = network_records.read(store, card.plugged)
-            word = found.setdefault(network.id, {"subnet": network.subnet, "leases": {}})
+            word = found.setdefault(
+                network.id, {"subnet": network.subnet, "floods": network.floods, "leases": {}}
+            )
             if card.address:
                 word["leases"][mac_of(machine.mac, number)] = card.address
     return found

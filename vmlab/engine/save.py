@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 SMALL = ("domain.xml", "registers.txt", "screen.png", NVRAM)
 #: The most bytes that a picture of a screen takes.
 SCREEN = 64 << 20
+#: Bytes of RAM that several guests that are stopped at one moment may have left to write, and the seconds for which
+#: that is waited for while they run.
+LITTLE, APPROACH = 4 << 20, 10.0
 #: What a guest may be doing whose RAM can be saved. QEMU (10.0) aborts when a guest that sleeps is let go on after a
 #: migration ("invalid runstate transition: 'postmigrate' -> 'suspended'"), and nobody wakes
 #: a guest without leaving a trace in it.
@@ -259,8 +262,21 @@ class Live:
         )
         stream.start(self.domain, self._folder)
 
-    def stop(self) -> None:
-        """Wait until the rest is so little that the guest can stand still for it, and until it is written."""
+    def approach(self) -> None:
+        """Wait until so little is left that the guest can be stopped at any moment (:meth:`stop` with ``at_once``)."""
+        if self._delta is None:
+            stream.approach(self.domain, APPROACH, LITTLE)
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Wait until the rest is so little that the guest can stand still for it, and until it is written.
+
+        Parameters
+        ----------
+        at_once
+            Stop the guest now, whatever the rest is, and write it then.
+        """
+        if at_once and self._delta is None and self.state == "running":
+            self.domain.qmp("stop")
         if self._delta is not None:
             if stream.halt(self.domain, self.state, self._events, self.pause):
                 return
@@ -339,10 +355,14 @@ class Live:
         ram = seal(folder, self._size, fingerprint=fingerprint)
         return replace(ram, origin=origin, changed=changed)
 
-    @property
-    def is_delta(self) -> bool:
-        """Whether it holds only what the guest has changed since another."""
-        return self._delta is not None
+    def stand(self) -> None:
+        """Let the machine's record stand on it, once it is there."""
+        machine = self.machine
+        machine.here = self.id
+        if self._delta is None:
+            # What comes next holds what differs from this one.
+            machine.whole, machine.whole_run = self.id, self.run
+        self.store.save_machine(machine)
 
     @property
     def _size(self) -> int:
@@ -380,11 +400,7 @@ def live(
         taking.release()
         taking.seal(Label(name, machine.here, description), ready_key)
     if taking.kind == "snapshot":
-        machine.here = taking.id
-        if not taking.is_delta:
-            # What comes next holds what differs from this one.
-            machine.whole, machine.whole_run = taking.id, taking.run
-        store.save_machine(machine)
+        taking.stand()
     return taking.id
 
 
@@ -638,6 +654,7 @@ def _record(
         qemu=versions(store.account)["qemu"],
         host_cpu=host_cpu() if machine.spec.cpu == "host-passthrough" else "",
         boot=boot_id(),
+        scenario=machine.scenario,
     )
 
 

@@ -86,6 +86,23 @@ def finish(domain: Domain, events: Events, pause: Pause) -> None:
         raise
 
 
+def approach(domain: Domain, seconds: float, little: int) -> None:
+    """Wait, for some seconds at most, until at most that many bytes are left to be written, or all are; it runs on.
+
+    A guest that does nothing may stand still by then: QEMU ends by itself when nothing is left.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = domain.qmp("query-migrate")
+        ram = found.get("ram", {})
+        # Before its first round is over, what is left is not known.
+        if found.get("status") not in _UNDER_WAY or (
+            ram.get("dirty-sync-count", 0) > 1 and ram.get("remaining", little + 1) <= little
+        ):
+            return
+        time.sleep(0.005)
+
+
 def write(domain: Domain, folder: Path, events: Events) -> None:
     """Let QEMU write RAM and devices into ``folder/ram``; the guest is stopped when this returns."""
     start(domain, folder)

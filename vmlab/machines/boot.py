@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import uuid
 from collections.abc import Iterable
@@ -20,17 +21,21 @@ SPACE = 64 << 20
 Forwards = Iterable[tuple[int, ...]]
 
 
-def new_record(name: str, image: str, spec: Hardware, forwards: Forwards) -> MachineRecord:
-    """Return the record of a new machine, with an identity of its own."""
+def new_record(
+    name: str, image: str, spec: Hardware, forwards: Forwards, scenario: str | None = None
+) -> MachineRecord:
+    """Return the record of a new machine, with an identity of its own; a ``scenario``'s member has always the same."""
+    own = hashlib.sha256(name.encode()).digest()[:3] if scenario is not None else secrets.token_bytes(3)
     return MachineRecord(
         name=name,
         uuid=str(uuid.uuid4()),
         genid=str(uuid.uuid4()),
         # QEMU's own prefix, so that a look at the MAC tells what it is.
-        mac="52:54:00:" + ":".join(f"{b:02x}" for b in secrets.token_bytes(3)),
+        mac="52:54:00:" + ":".join(f"{b:02x}" for b in own),
         image=image,
         spec=spec,
         forwards=tuple((int(host), int(guest)) for host, guest in forwards),
+        scenario=scenario,
     )
 
 
@@ -44,10 +49,11 @@ def boot_new(
     *,
     start: bool = True,
     throwaway: bool = False,
+    scenario: str | None = None,
 ) -> None:
     """Make a machine of that hardware and boot it; what fails leaves nothing behind."""
     store.need_space(SPACE, "for one more machine")
-    record = new_record(name, image, spec, forwards)
+    record = new_record(name, image, spec, forwards, scenario)
     record.throwaway = throwaway
     domain = domain_of(store, name)
     with store.lock(name, "create"):

@@ -47,8 +47,9 @@ def create(
     force: bool,
     reuse: bool,
     tell: Progress,
+    scenario: str | None = None,
 ) -> None:
-    """Make a machine from an image; see :meth:`vmlab.Lab.create`."""
+    """Make a machine from an image, as a member of a scenario where one is named; see :meth:`vmlab.Lab.create`."""
     check_name("machine", name)
     if name in store.machine_names():
         if not reuse:
@@ -72,12 +73,14 @@ def create(
         need_memory(store, spec, mapped=True, force=force)
         state = ready.ready_for(store, image, wide, sizes) or ready.bake(store, image, wide, sizes, tell)
         tell(f"starting {name} from the ready state of {image}", None)
-        fork_one(store, state, name, leading=spec, forwards=asked, clock=clock, start=start)
+        fork_one(
+            store, state, name, leading=spec, forwards=asked, clock=clock, start=start, scenario=scenario
+        )
         return
     if start:
         need_memory(store, spec, mapped=False, force=force)
     tell(f"booting {name}" if start else f"making {name}", None)
-    boot_new(store, name, image, spec, sizes, asked, start=start)
+    boot_new(store, name, image, spec, sizes, asked, start=start, scenario=scenario)
 
 
 def _need_same(store: Store, name: str, image: str, wanted: Wanted, forwards: ports.Forwards) -> None:

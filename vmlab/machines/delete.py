@@ -6,12 +6,21 @@ from vmlab.engine.domain import domain_of
 from vmlab.errors import RecordDamaged
 from vmlab.hypervisor.domain import Domain
 from vmlab.machines import identity
+from vmlab.machines.members import need_alone
 from vmlab.machines.unmake import collect_quietly
 from vmlab.store.store import Store
 
 
-def delete(store: Store, name: str) -> None:
-    """End a machine and delete it with its snapshots, but for what other machines are built on."""
+def delete(store: Store, name: str, *, with_scenario: bool = False) -> None:
+    """End a machine and delete it with its snapshots, but for what other machines are built on.
+
+    Parameters
+    ----------
+    with_scenario
+        The scenario that it is a member of is being deleted.
+    """
+    if not with_scenario:
+        need_alone(store, name, "delete")
     identity.settle(name)
     _uuid(store, name)
     # Nothing that a process left at work is put right: it goes with the machine.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from vmlab.engine import fold, load
 from vmlab.engine.domain import domain_of
@@ -65,6 +66,7 @@ def fork_one(
     clock: str = "then",
     start: bool = True,
     leading: Hardware | None = None,
+    scenario: str | None = None,
     then: Callable[[Callable[[], None]], None] = lambda tell: tell(),
 ) -> None:
     """Make one machine that starts from a snapshot; what fails leaves nothing behind.
@@ -73,12 +75,18 @@ def fork_one(
     ----------
     leading
         Hardware whose network cards lead where those of the new machine are to lead.
+    scenario
+        The scenario that it is a member of.
     then
         Is given, once the machine runs, what begins to tell it who it is.
     """
     # On the same wire it is another machine, with addresses of its own.
     spec = source.spec.leading(leading) if leading is not None else source.spec.unaddressed
-    record = new_record(name, source.image, spec, forwards)
+    if source.scenario is not None:
+        # There all addresses are taken, and what its programs are connected to is the other machine's.
+        spec = replace(spec, nics=tuple(replace(card, network="") for card in spec.nics))
+        store.tell(f"{name} is no machine of {source.scenario}: the cables of its network cards are pulled")
+    record = new_record(name, source.image, spec, forwards, scenario)
     record.root = record.here = source.id
     record.address = source.address
     record.continues = source.id if source.ram is not None else None

@@ -13,6 +13,7 @@ from vmlab.errors import AlreadyExists, NotFound, SnapshotDamaged, UsageError, V
 from vmlab.hypervisor.domain import Domain
 from vmlab.machines import digests, identity
 from vmlab.machines.hold import hold
+from vmlab.machines.members import need_alone
 from vmlab.machines.move import Move, move
 from vmlab.machines.names import snapshot_name
 from vmlab.machines.room import need_memory
@@ -25,6 +26,7 @@ from vmlab.store.store import Store
 
 def replace_snapshot(store: Store, name: str, wanted: str, description: str) -> str:
     """Take a snapshot in the place of the one that has its name, if there is one, and return its id."""
+    need_alone(store, name, "snapshot")
     uuid = store.machine(name).uuid
     wanted = check_label("snapshot", wanted)
     old = [found for found in store.snapshots_of(uuid) if store.label(found.id).name == wanted]
@@ -42,6 +44,7 @@ def replace_snapshot(store: Store, name: str, wanted: str, description: str) -> 
 
 def snapshot(store: Store, name: str, wanted: str | None, description: str) -> str:
     """Take a snapshot of a machine and return its id; see :meth:`vmlab.Machine.snapshot`."""
+    need_alone(store, name, "snapshot")
     made = _take(store, name, wanted, description)
     digests.later(store)
     return made
@@ -195,6 +198,10 @@ def revert(
         target = (
             own(store, record, snapshot_id) if snapshot_id is not None else target_of(store, record, label)
         )
+        if record.scenario is not None:
+            store.tell(
+                f"{name} alone goes back: the other machines of {record.scenario} see it forget what it has heard since"
+            )
         _go_to(store, record, domain, target, keep=keep, force=force)
         tells = identity.begin(store, record, target)
     if tells:
@@ -248,8 +255,18 @@ def _go_to(
     threading.Thread(target=collect_quietly, args=(store,), name="vmlab-collect").start()
 
 
+def _need_own(record: SnapshotRecord, verb: str) -> None:
+    """Refuse to change a snapshot that is part of a scenario's state."""
+    if record.scenario is not None:
+        raise WrongState(
+            f"The snapshot is part of a state of the scenario '{record.scenario}'.",
+            hint=f"do it to the whole state: `%vm {verb} {record.scenario}`",
+        )
+
+
 def rename(store: Store, record: SnapshotRecord, name: str) -> None:
     """Give a snapshot another name."""
+    _need_own(record, "describe")
     name = check_label("snapshot", name)
     for other in store.snapshots_of(record.machine):
         if other.id != record.id and store.label(other.id).name == name:
@@ -264,6 +281,7 @@ def forget(store: Store, record: SnapshotRecord) -> None:
             f"The ready state of the image '{record.image}' is what new machines start from.",
             hint=f"it goes with its image: `%vm images --delete {record.image}`",
         )
+    _need_own(record, "forget")
     label = store.label(record.id)
     if label.forgotten or not store.snapshot_folder(record.id).exists():
         raise NotFound(f"The snapshot '{label.name}' is forgotten already.")

@@ -51,7 +51,7 @@ def give(store: Store, record: MachineRecord, source: SnapshotRecord, clock: str
         try:
             found = identity.renew(
                 domain,
-                hostname=record.name,
+                hostname=record.hostname,
                 mac=record.mac,
                 old_macs=(source.mac, *source.macs),
                 cards=len(record.spec.nics),

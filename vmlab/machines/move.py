@@ -118,7 +118,7 @@ class Move:
         record.pending = Pending("arrive", pid=self.pid)
         self.store.save_machine(record)
 
-    def arrive(self, target: SnapshotRecord | None, name: str | None = None) -> None:
+    def arrive(self, target: SnapshotRecord | None, name: str | None = None, *, waits: bool = False) -> None:
         """End the old QEMU and start a new one at the state that the record stands at, if that is live.
 
         What fails brings the present back, and says in the error how far that went.
@@ -129,15 +129,16 @@ class Move:
             The state; None: nothing is started.
         name
             The machine's new name.
+        waits
+            Leave it stopped, until somebody lets it go.
         """
         try:
             self.domain.destroy()
             if name is not None:
                 self._rename(name)
             if target is not None and target.ram is not None:
-                load.start_from(
-                    self.store, self.record, self.domain, target, paused=target.state != "running"
-                )
+                paused = waits or target.state != "running"
+                load.start_from(self.store, self.record, self.domain, target, paused=paused)
         except BaseException as error:
             with interrupts.held():
                 self.come_back(error)

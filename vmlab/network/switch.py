@@ -140,7 +140,7 @@ class Port(Line):
         table = network.table
         if table.get(source) is not self and not source[0] & 1:
             network.learn(source, self)
-        to = table.get(target)
+        to = table.get(target) if not network.floods else None
         if to is None:
             if network.leases is not None and target[0] & 1 and dhcp.is_question(frame[4:]):
                 self._answer(frame[4:])
@@ -207,6 +207,8 @@ class Network:
         self.doors: list[Callable[[], None]] = []
         self.table: dict[bytes, Port] = {}
         self.leases: dhcp.Leases | None = None
+        #: Whether every frame goes to all, as with a hub.
+        self.floods = False
         #: Since when it is frozen, in seconds of :func:`time.monotonic`; what its cards have sent since, and its bytes.
         self.frozen: float | None = None
         self.silent = False
@@ -366,7 +368,8 @@ class Switch(Loop):
                     network.doors.append(
                         self.door(self._folder / socket_name(identity, card), network.come(card))
                     )
-            known = self._words.setdefault(identity, {"subnet": None, "leases": {}})
+            known = self._words.setdefault(identity, {"subnet": None, "leases": {}, "floods": False})
+            known["floods"] = network.floods = bool(word.get("floods", known["floods"]))
             known["subnet"] = word.get("subnet") or known["subnet"]
             known["leases"] |= word.get("leases", {})
             if known["subnet"]:

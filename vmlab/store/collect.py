@@ -1,7 +1,8 @@
 """Deleting what nothing refers to: the only place in vmlab that deletes snapshots and disk layers.
 
-References go from machines (their layers, the snapshot they stand on, the RAM that is mapped or kept for undo) and from
-snapshots that are not forgotten, to layers and what these stand on, to RAM bases, and to the files of images.
+References go from machines (their layers, the snapshot they stand on, the RAM that is mapped or kept for undo), from
+states of scenarios, and from snapshots that are not forgotten, to layers and what these stand on, to RAM bases, and to
+the files of images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vmlab.errors import ImageMissing, NotFound, RecordDamaged, VMLabError
 from vmlab.hypervisor import host
 from vmlab.records import MachineRecord, SnapshotRecord
 from vmlab.render.shown import Shown
-from vmlab.store import detached, locks, places
+from vmlab.store import detached, locks, places, scenarios
 from vmlab.store.store import Store, allocated
 
 #: What the process that frees space locks, so that there is one for a store.
@@ -289,6 +290,9 @@ def _referenced(store: Store, old: float) -> _Referenced:
             )
             if s
         )
+    stated, broken_states = scenarios.snapshots(store)
+    roots |= stated
+    unreadable += broken_states
     snapshots, damaged = _snapshots(store)
     for identity, record in snapshots.items():
         forgotten = store.label(identity).forgotten

@@ -65,7 +65,9 @@ def read(store: Store, name: str) -> NetworkRecord:
     return found
 
 
-def make(store: Store, name: str, subnet: ipaddress.IPv4Network | None) -> NetworkRecord:
+def make(
+    store: Store, name: str, subnet: ipaddress.IPv4Network | None, *, floods: bool = False
+) -> NetworkRecord:
     """Make a network; without a subnet it gets the first one that no other network of the lab has.
 
     Raises
@@ -80,7 +82,7 @@ def make(store: Store, name: str, subnet: ipaddress.IPv4Network | None) -> Netwo
             hint="use private ones, of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16",
         )
     others = {read(store, other).subnet for other in names(store)}
-    made = NetworkRecord(check(name), secrets.token_hex(4), str(subnet or _free(others)))
+    made = NetworkRecord(check(name), secrets.token_hex(4), str(subnet or _free(others)), floods)
     write_json(private.folders(store.home / "networks") / f"{name}.json", made.to_json())
     return made
 

@@ -19,6 +19,7 @@ from vmlab.machines.proof import Verification
 from vmlab.machines.usage import Usage
 from vmlab.render import page
 from vmlab.render.view import View
+from vmlab.scenario import Scenario, State
 from vmlab.store.collect import Collected
 from vmlab.study.diff import Diff
 from vmlab.study.timeline import Timeline
@@ -31,6 +32,7 @@ from vmlab.views.images import ImageTable
 from vmlab.views.machines import MachineTable
 from vmlab.views.networks import NetworkTable
 from vmlab.views.notes import CollectedNote
+from vmlab.views.scenarios import ScenarioView, StateCard
 from vmlab.views.screenshot import Picture
 from vmlab.views.snapshots import SnapshotCard, VerificationView
 from vmlab.views.timeline import TimelineView
@@ -73,6 +75,16 @@ def _(image: Image) -> View:
 @as_view.register
 def _(network: Network) -> View:
     return NetworkTable([network])
+
+
+@as_view.register
+def _(scenario: Scenario) -> View:
+    return ScenarioView(scenario)
+
+
+@as_view.register
+def _(state: State) -> View:
+    return StateCard(state)
 
 
 @as_view.register

@@ -27,6 +27,7 @@ STATES: dict[str, tuple[str, bool, str, str, str]] = {
     "asleep": ("warn", False, "yellow", "◐", "the guest has put itself to sleep: resume wakes it"),
     "suspended": ("brand", True, "blue", "○", "off, with its RAM kept: start goes on where it was"),
     "off": ("dim", True, "bright_black", "○", "off"),
+    "mixed": ("warn", False, "yellow", "◐", "its machines are doing different things"),
     "crashed": ("bad", False, "red", "✖", "crashed"),
     "damaged": (
         "bad",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmlab.render import page, units
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vmlab.machine import Machine
+    from vmlab.scenario import Scenario
     from vmlab.store.collect import Collected
 
 
@@ -60,7 +62,7 @@ class CollectedNote(Note):
 # -----------------------------------------------------------------------------------------------------
 
 
-def machine_names(machines: list[Machine]) -> str:
+def machine_names(machines: Sequence[Machine | Scenario]) -> str:
     """Return names for a sentence: ``web``, ``web and db``, ``a, b and c``."""
     return words([m.name for m in machines])
 
