@@ -154,7 +154,7 @@ BAD = {
     "a delay without a unit": (change('"20 ms"', "20"), r"line 29: 'delay' is a number with its unit.*\"20 ms\""),
     "a loss over all": (change('"1 %"', '"120 %"'), r"line 30: 120 % is too much"),
     "a rate in bytes": (change('"2 Mbit/s"', '"2 MB/s"'), r"line 31: 'rate' is a number with its unit"),
-    "a link to nowhere": (change('"web.dmz"', '"web.lan"'), r"line 28: there is no link 'web.lan'; there are client.lan, router.lan, router.dmz, web.dmz"),
+    "a link to nowhere": (change('"web.dmz"', '"web.lan"'), r"line 28: there is no link 'web.lan'; there are client.lan, router.lan,"),
     "a link of nobody": (change('"web.dmz"', '"wab.dmz"'), r'did you mean \[links."web.dmz"\]'),
     "a path above": (change("setup/router.sh", "../router.sh"), r"line 20: '../router.sh' leaves the folder"),
     "a path from the root": (change("setup/router.sh", "/etc/passwd"), r"line 20: '/etc/passwd' leaves"),
@@ -166,7 +166,7 @@ BAD = {
     "a path through a link": (change("files/motd", "files/away/passwd"), r"cannot be read: a link"),
     "a FIFO": (change("files/motd", "files/fifo"), r"line 26: 'files/fifo' cannot be read: it is no file"),
     "a folder": (change("files/motd", "files"), r"line 26: 'files' cannot be read"),
-    "no such file": (change("setup/router.sh", "setup/ruoter.sh"), r"line 20: 'setup/ruoter.sh' cannot be read: no such"),
+    "no such file": (change("setup/router.sh", "setup/ruoter.sh"), r"line 20: .*ruoter.sh' cannot be read: no such"),
     "a path in the guest that is none": (change('"/etc/motd"', '"motd"'), r"line 26: 'motd' is no path"),
     "files that are a list": (
         change('{ "/etc/motd" = "files/motd" }', '["files/motd"]'),

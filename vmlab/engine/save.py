@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from vmlab import private
-from vmlab.engine import delta, interrupts, mapped_ram, stream
+from vmlab.engine import delta, emulated, interrupts, mapped_ram, stream
 from vmlab.engine.ground import Ground
 from vmlab.engine.ground import find as find_ground
 from vmlab.engine.ground import newest as newest_ground
@@ -285,6 +285,8 @@ class Live:
             self._delta = None
             self._copy_all()
         stream.finish(self.domain, self._events, self.pause)
+        if self.state == "running":
+            emulated.put_right(self.domain, self._folder)
 
     def keep(self) -> None:
         """Freeze its disks, and keep registers and screen, while the guest stands still."""
