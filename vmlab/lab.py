@@ -102,7 +102,9 @@ class Lab(Shown):
         need_machine(self.store, name)
         return Machine(self.store, name)
 
-    __getitem__ = machine
+    def __getitem__(self, name: str) -> Any:
+        """Return the machine, or the scenario, of that name."""
+        return self.named(name)
 
     def __iter__(self) -> Iterator[Machine]:
         return iter(self.machines)

@@ -29,6 +29,7 @@ OPTIONS = {
 #: Verbs that are about no machine, or called otherwise in Python.
 _CALLS = {
     "list": "lab.machines",
+    "up": 'lab.up("{0}")',
     "images": "lab.images",
     "images --build": 'lab.build("{0}")',
     "images --delete": 'lab.image("{0}").delete()',

@@ -25,6 +25,8 @@ from vmlab.machine import Snapshot as RealSnapshot
 from vmlab.machines.proof import Verification
 from vmlab.machines.usage import Usage as RealUsage
 from vmlab.render.progress import DrawnProgress
+from vmlab.scenario import Scenario as RealScenario
+from vmlab.scenario import State as RealState
 from vmlab.tree import Tree
 from vmlab.views import dispatch
 
@@ -256,6 +258,29 @@ class Image:
     damaged: str | None = None
 
 
+@stands_for(RealScenario)
+class Scenario:
+    """A scenario of machines that are fakes, too."""
+
+    def __init__(self, name, *machines, networks=()):
+        self.name, self.machines, self.networks = name, list(machines), list(networks)
+
+    def to_json(self):
+        return {"name": self.name, "title": "Why is it <down>?", "state": "mixed", "here": "start"}
+
+
+@stands_for(RealState)
+class State:
+    """A state of a scenario."""
+
+    machine_name, name, description = "shop", "before", "the <route> is there"
+    members, pause_ms, skew_ms, frames = {"web": "a", "db": "b"}, 31.4, 2.15, 3
+    ram_bytes, disk_bytes = 3 * MIB, 64 << 10
+
+    def to_json(self):
+        return {"name": self.name, "scenario": "shop"}
+
+
 @stands_for(RealLab)
 class Lab:
     def __init__(self, *machines, home=None):
@@ -276,6 +301,18 @@ class Lab:
         if name not in self._machines:
             raise NotFound.named("machine", name, self._machines)
         return self._machines[name]
+
+    def __contains__(self, name):
+        return name in self._machines
+
+    named = machine
+
+    @property
+    def scenarios(self):
+        return []
+
+    def scenario(self, name):
+        raise NotFound.named("scenario", name, [])
 
     def usage(self, machines=None, over=0.1):
         return [m.usage() for m in (self.machines if machines is None else machines) if not m.error]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from help.fakes import MIB, Image, Machine, Snapshot, Usage, lab, png, web
+from help.fakes import MIB, Image, Machine, Scenario, Snapshot, State, Usage, lab, png, web
 from vmlab.commands import _verbs
 from vmlab.commands.ui import TerminalUI
 from vmlab.compare.files import FileChange, FilesDiff
@@ -28,7 +28,12 @@ from vmlab.views.commands import Ended, EndedMany, Plain
 from vmlab.views.host import HostView, Meter
 from vmlab.views.machines import MachineTable
 from vmlab.views.notes import Note
+from vmlab.views.scenarios import ScenarioView, StateCard
 from vmlab.views.search import SearchView
+
+LAN = Network(
+    "lan", "10.1.0.0/24", (Card("web", 1, "52:54:00:12:34:57", "10.1.0.10", Link(delay=0.2, loss=0.1)),)
+)
 
 
 def every_view(folder):
@@ -48,13 +53,9 @@ def every_view(folder):
         "tree": web().tree(),
         "snapshot": snapshot,
         "images": dispatch.as_view(Image("tiny", "Small", description="with a shell")),
-        "networks": dispatch.as_view(
-            Network(
-                "lan",
-                "10.1.0.0/24",
-                (Card("web", 1, "52:54:00:12:34:57", "10.1.0.10", Link(delay=0.2, loss=0.1)),),
-            )
-        ),
+        "networks": dispatch.as_view(LAN),
+        "scenario": ScenarioView(Scenario("shop", web(), networks=[LAN])),
+        "state": StateCard(State()),
         "verification": snapshot.verify(),
         "a failed verification": Verification(
             "s", "web", False, True, None, True, ("1",), 1, ["RAM differs"]

@@ -29,10 +29,10 @@ STOREYS = (
     ("engine", "guest", "images", "webconsole"),
     ("compare",),  # the file format of a snapshot's RAM is the engine's
     ("machines",),  # what is done to a machine, by store and name
-    ("study", "host"),
+    ("study", "host", "scenarios"),  # scenarios: what is done to several machines as one
     ("tree",),
     ("machine",),  # what people hold: doors
-    ("image",),
+    ("image", "scenario"),
     ("lab",),
     ("views",),  # how the objects look
     ("commands",),

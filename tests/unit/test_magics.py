@@ -313,7 +313,7 @@ def test_cell_mistakes(ip, line, says):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("%vm re", ["reboot", "resume", "rename", "revert"]),
+        ("%vm re", ["reboot", "resume", "rename", "reset", "revert"]),
         ("%vm start ", ["db", "desk", "web"]),
         ("%vm start web d", ["db", "desk"]),
         ("%vm start web ", ["db", "desk"]),

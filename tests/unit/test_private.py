@@ -39,6 +39,7 @@ ELSEWHERE = {
     "guest/agent.py": "writes output to where a person says",
     "guest/transfer.py": "copies files to where a person says",
     "commands/screenshot.py": "saves where a person says",
+    "scenarios/build.py": "its folder is a temporary one, 0700",
     "commands/console.py": "its folder is a temporary one, 0700",
     # A build writes in a folder of the account's alone, which `builder.commit` closes file by file.
     "images/artwork.py": "in a build's folder",

@@ -249,7 +249,4 @@ def one_or_table(lab: Lab, things: Sequence[Machine | Scenario]) -> Machine | Sc
     """Return the only machine or scenario itself, several as a table of machines."""
     if len(things) == 1:
         return things[0]
-    found: dict[str, Machine] = {}
-    for one in things:
-        found |= {machine.name: machine for machine in chosen(lab, [one.name])}
-    return table(lab, list(found.values()))
+    return table(lab, [machine for one in things for machine in getattr(one, "machines", [one])])

@@ -1,6 +1,6 @@
-"""Go back to the start of a scenario: all its machines are as they were right after their setup.
+"""Go back to the start of a scenario.
 
-What you leave is kept, and `undo` brings it back.
+All its machines are as they were right after their setup. What you leave is kept, and `undo` brings it back.
 
 Examples
 --------

@@ -1,6 +1,7 @@
-"""End a scenario's machines and keep what they are in the middle of: `start` goes on from there.
+"""Free a scenario's RAM, and keep what it is in the middle of.
 
-It takes no RAM and no CPU meanwhile. (What virsh calls suspend is `pause` here.)
+Its machines end, and `start` goes on from there. It takes no RAM and no CPU meanwhile. (What virsh calls suspend is
+`pause` here.)
 
 Examples
 --------

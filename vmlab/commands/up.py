@@ -1,7 +1,8 @@
-"""Make a scenario of its file: several machines and the networks between them, or start the one that is there.
+"""Make a scenario of its file, or start it.
 
-The machines are made side by side and plugged in; then files and setup scripts of the folder are put into them, in the
-order of the file, and the state *start* is kept: `reset` goes back to it. A scenario that is there is never changed.
+A scenario is several machines and the networks between them. The machines are made side by side and plugged in; then
+files and setup scripts of the folder are put into them, in the order of the file, and the state *start* is kept: `reset`
+goes back to it. A scenario that is there is never changed.
 
 Examples
 --------

@@ -325,7 +325,11 @@ def _length(description: dict[str, Any]) -> int:
     try:
         for item in description.get("fields", ()):
             # The size of a structure covers what is in it.
-            size += item["size"] * item.get("array_len", 1)
+            one, count = item["size"], item.get("array_len", 1)
+            # A list times a number would be a list, as long as somebody likes.
+            if not (isinstance(one, int) and isinstance(count, int)):
+                raise TypeError
+            size += one * count
         for item in description.get("subsections", ()):
             size += 6 + len(item["vmsd_name"]) + _length(item)
     except (AttributeError, KeyError, TypeError, RecursionError):

@@ -1,9 +1,9 @@
 """Pages that QEMU's emulated CPUs write to without its migration hearing of it.
 
 Seen on a busy host: of a guest that kept writing, two pages were saved as they had been some passes before. The likely
-cause (QEMU 10.0, ``accel/tcg/cputlb.c``): a CPU's thread marks a page as written to, lets itself write there freely from
-now on, and writes; where it has to wait in between, the migration takes back a mark that is still needed. So what was
-saved is held against what the guest has, once it stands still, and put right.
+cause (QEMU 10.0, ``accel/tcg/cputlb.c``): a CPU's thread marks a page as written to, lets itself write there freely
+from now on, and writes; where it has to wait in between, the migration takes back a mark that is still needed. So what
+was saved is held against what the guest has, once it stands still, and put right.
 """
 
 from __future__ import annotations

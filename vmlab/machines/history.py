@@ -255,18 +255,18 @@ def _go_to(
     threading.Thread(target=collect_quietly, args=(store,), name="vmlab-collect").start()
 
 
-def _need_own(record: SnapshotRecord, verb: str) -> None:
+def _need_own(record: SnapshotRecord) -> None:
     """Refuse to change a snapshot that is part of a scenario's state."""
     if record.scenario is not None:
         raise WrongState(
             f"The snapshot is part of a state of the scenario '{record.scenario}'.",
-            hint=f"do it to the whole state: `%vm {verb} {record.scenario}`",
+            hint=f"do it to the whole state; `%vm tree {record.scenario}` shows them",
         )
 
 
 def rename(store: Store, record: SnapshotRecord, name: str) -> None:
     """Give a snapshot another name."""
-    _need_own(record, "describe")
+    _need_own(record)
     name = check_label("snapshot", name)
     for other in store.snapshots_of(record.machine):
         if other.id != record.id and store.label(other.id).name == name:
@@ -281,7 +281,7 @@ def forget(store: Store, record: SnapshotRecord) -> None:
             f"The ready state of the image '{record.image}' is what new machines start from.",
             hint=f"it goes with its image: `%vm images --delete {record.image}`",
         )
-    _need_own(record, "forget")
+    _need_own(record)
     label = store.label(record.id)
     if label.forgotten or not store.snapshot_folder(record.id).exists():
         raise NotFound(f"The snapshot '{label.name}' is forgotten already.")

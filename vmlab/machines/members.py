@@ -25,7 +25,11 @@ def need_alone(store: Store, name: str, verb: str) -> None:
     """
     scenario = scenario_of(store, name)
     if scenario is not None:
+        hint = {
+            "snapshot": f"take one of all of them: `%vm snapshot {scenario}`",
+            "delete": f"delete all of it: `%vm delete {scenario}`",
+        }.get(verb, "it keeps the name that the scenario's file gives it")
         raise WrongState(
             f"{name} is a machine of the scenario '{scenario}', whose machines have their states together.",
-            hint=f"do it to all of them: `%vm {verb} {scenario}`",
+            hint=hint,
         )

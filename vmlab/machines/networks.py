@@ -14,7 +14,7 @@ from vmlab.machines.hold import hold
 from vmlab.network import networks as switch
 from vmlab.records import Link, MachineRecord, NetworkRecord, Nic, mac_of
 from vmlab.render.shown import Shown
-from vmlab.store import networks
+from vmlab.store import networks, scenarios
 from vmlab.store.store import Store
 
 #: What is locked while an address is chosen, until the machine that has it is there.
@@ -122,6 +122,7 @@ def addressed(store: Store, record: MachineRecord) -> Iterator[None]:
             nics: list[Nic] = []
             for card in record.spec.nics:
                 if card.plugged:
+                    _need_own(store, card.plugged, record.scenario)
                     if card.plugged not in networks.names(store):
                         near = f"{card.address}/24" if card.address else None
                         subnet = ipaddress.IPv4Network(near, strict=False) if near else None
@@ -138,6 +139,16 @@ def addressed(store: Store, record: MachineRecord) -> Iterator[None]:
             for name in made:
                 networks.remove(store, name)
             raise
+
+
+def _need_own(store: Store, network: str, scenario: str | None) -> None:
+    """Refuse to plug a machine into a network of a scenario that it is no member of."""
+    of = network.rpartition(".")[0]
+    if of != (scenario or "") and of in scenarios.names(store):
+        raise UsageError(
+            f"'{network}' is a network of the scenario '{of}', for its own machines.",
+            hint="choose another name; a network of that name is made",
+        )
 
 
 def _address(network: NetworkRecord, asked: str, taken: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vmlab.engine import save
 from vmlab.machines import identity
 from vmlab.machines.hold import hold
+from vmlab.machines.members import need_alone
 from vmlab.machines.move import move, through_a_new_qemu
 from vmlab.machines.names import need_free, taken
 from vmlab.records import check_name
@@ -17,6 +18,7 @@ from vmlab.store.store import Store
 def rename(store: Store, name: str, new: str) -> None:
     """Give a machine another name; see :meth:`vmlab.Machine.rename`."""
     check_name("machine", new)
+    need_alone(store, name, "rename")
     identity.settle(name)
     if new in store.machine_names():
         raise taken(new)

@@ -28,6 +28,7 @@ from vmlab.machines.create import create
 from vmlab.machines.fork import SPACE
 from vmlab.machines.guest import Guest
 from vmlab.machines.hardware import Wanted, plan
+from vmlab.machines.members import scenario_of
 from vmlab.machines.names import need_free
 from vmlab.machines.room import need_memory
 from vmlab.machines.several import several
@@ -410,12 +411,15 @@ def _unmake(store: Store, record: ScenarioRecord) -> None:
 
 
 def _remove(store: Store, record: ScenarioRecord, remove: Callable[[str], None]) -> None:
-    def one(member: str) -> None:
+    def one(full: str) -> None:
         with contextlib.suppress(NotFound):
-            remove(record.full(member))
+            remove(full)
 
-    for member in record.members:
-        one(member)
+    known = [record.full(member) for member in record.members]
+    # Also one whose name says nothing of it.
+    stray = [name for name in store.machine_names() if scenario_of(store, name) == record.name]
+    for full in dict.fromkeys([*known, *stray]):
+        one(full)
     for network in record.networks:
         with contextlib.suppress(NotFound):
             machine_networks.delete(store, record.full(network))
