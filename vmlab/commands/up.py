@@ -1,8 +1,8 @@
 """Make a scenario of its file, or start it.
 
 A scenario is several machines and the networks between them. The machines are made side by side and plugged in; then
-files and setup scripts of the folder are put into them, in the order of the file, and the state *start* is kept: `reset`
-goes back to it. A scenario that is there is never changed.
+files and setup scripts of the folder are put into them, in the order of the file, and the state *start* is kept, to
+which `reset` goes back. A scenario that is there is never changed.
 
 Examples
 --------
