@@ -1,4 +1,4 @@
-"""Tests in two processes at once (pytest-xdist): which run together, and a store for each."""
+"""Tests in several processes at once (pytest-xdist): which run together, and a store for each."""
 
 from __future__ import annotations
 

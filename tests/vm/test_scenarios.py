@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -384,3 +387,59 @@ def test_a_process_that_dies_leaves_the_present_or_the_state(lab: Lab, called: C
         found.snapshot()
     found.delete()
     assert found.name not in [one.name for one in lab.scenarios]
+
+
+KILLED = """
+import sys
+from vmlab.lab import Lab
+found = Lab({home!r}).scenario({name!r})
+print("begun", flush=True)
+{deed}
+"""
+DEEDS = (
+    "found.snapshot()",
+    "found.revert()",
+    "found.undo()",
+    "found.suspend()",
+    "found.start()",
+    "found.snapshot().forget()",
+)
+
+
+def test_whoever_is_killed_at_work_leaves_a_whole(lab: Lab, called: Callable[..., str]) -> None:
+    """A process that takes or goes to a state is killed at any moment: the next verb finds all machines in one state.
+
+    What is one state shows in a connection: numbers go over it, and each must arrive once and in its turn.
+    """
+    found = lab.up(pair(called("kill")))
+    one, two = found["one"], found["two"]
+    two.succeed("(sleep 9999 | nc -l -p 7000 > /dev/shm/got &) </dev/null >/dev/null 2>&1")
+    one.succeed(
+        "(i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done | nc 10.1.0.12 7000 &)"
+        " </dev/null >/dev/null 2>&1"
+    )
+    two.wait_until_succeeds("grep -q '^5$' /dev/shm/got", 20)
+    found.snapshot("base")
+    found.revert("base")
+    moments = random.Random(7)
+    for number in range(len(DEEDS) if "VMLAB_ALL" not in os.environ else 60):
+        deed = DEEDS[number % len(DEEDS)]
+        code = KILLED.format(home=str(lab.home), name=found.name, deed=deed)
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begun\n"
+            time.sleep(moments.uniform(0, 0.9))
+            process.kill()
+        found.start()
+        assert [machine.state for machine in found] == ["running", "running"], deed
+        record = scenarios.read(lab.store, found.name)
+        assert record.pending is None
+        for state in found.snapshots:
+            for member, snapshot in state.members.items():
+                assert lab.store.snapshot(snapshot).machine_name == f"{found.name}.{member}"
+        before = len(two.succeed("cat /dev/shm/got").splitlines())
+        two.wait_until_succeeds(f"[ $(wc -l < /dev/shm/got) -gt {before + 5} ]", 20)
+        numbers = [int(line) for line in two.succeed("cat /dev/shm/got").splitlines()]
+        assert numbers == list(range(1, len(numbers) + 1)), deed
+        if not found.can_undo:
+            found.revert("base")
