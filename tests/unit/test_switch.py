@@ -23,7 +23,7 @@ from help.frames import Wire, connect
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmlab.network import dhcp, service
+from vmlab.network import dhcp, names, service
 from vmlab.network.networks import CARDS, CONTROL, socket_name
 from vmlab.network.pipe import Pipe
 from vmlab.network.switch import Switch
@@ -431,6 +431,85 @@ def test_no_question_upsets_it(data: st.DataObject) -> None:
     sent = bytes(asked[: data.draw(st.integers(0, len(asked)))])
     if dhcp.is_question(sent):
         dhcp.answer(sent, LEASES)
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+SUBNET = {"subnet": "10.1.0.0/24", "leases": {}, "names": {"web": "10.1.0.20", "db": "10.2.0.5"}}
+
+
+def asked(name: str, kind: int = 1, number: int = 7, *, flags: int = 0x0100) -> bytes:
+    """Return a frame that asks the switch for a name."""
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")) + b"\0"
+    query = struct.pack("!6H", number, flags, 1, 0, 0, 0) + labels + struct.pack("!HH", kind, 1)
+    udp = struct.pack("!HHHH", 4000, 53, 8 + len(query), 0) + query
+    addresses = ipaddress.IPv4Address("10.1.0.9").packed + ipaddress.IPv4Address("10.1.0.254").packed
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + addresses
+    return dhcp.SERVER_MAC + mac(0) + b"\x08\x00" + head + udp
+
+
+def name_told(said: bytes) -> tuple[int, int, bytes]:
+    """Return the number, the code and the answers of what came."""
+    assert said[:12] == mac(0) + dhcp.SERVER_MAC
+    assert dhcp.checksum(said[14:34]) == 0
+    assert (
+        said[26:34] == ipaddress.IPv4Address("10.1.0.254").packed + ipaddress.IPv4Address("10.1.0.9").packed
+    )
+    number, flags, _, answers = struct.unpack("!4H", said[42:50])
+    at = 54
+    while said[at]:
+        at += 1 + said[at]
+    return number, flags & 15, said[at + 5 :] if answers else b""
+
+
+def test_names_of_a_scenario_are_answered_and_no_others(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    tell(tmp_path, open={"lan": SUBNET})
+    # Where to ask is asked for first.
+    arp = struct.pack(
+        "!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac(0), bytes([10, 1, 0, 9]), bytes(6), bytes([10, 1, 0, 254])
+    )
+    one.send(ALL + mac(0) + b"\x08\x06" + arp)
+    assert one.get()[22:32] == dhcp.SERVER_MAC + bytes([10, 1, 0, 254])
+    assert two.get()[12:14] == b"\x08\x06"
+    one.send(
+        asked("WEB"), asked("db"), asked("web", 28), asked("nobody"), asked("20.0.1.10.in-addr.arpa", 12)
+    )
+    answers = [name_told(one.get()) for _ in range(5)]
+    assert [code for _, code, _ in answers] == [0, 0, 0, 3, 0]
+    assert answers[0][2][-4:] == ipaddress.IPv4Address("10.1.0.20").packed
+    assert answers[1][2][-4:] == ipaddress.IPv4Address("10.2.0.5").packed
+    assert answers[2][2] == b""
+    assert answers[4][2].endswith(b"\x03web\0")
+    # Nobody else hears of it; on a network without names nobody answers.
+    assert two.hears_nothing()
+    other = Card(tmp_path, "dmz", 0)
+    other.send(asked("web"))
+    assert other.hears_nothing()
+
+
+def test_whoever_asks_without_end_gets_a_hundred_answers_a_second(
+    switch: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    one = Card(tmp_path, "lan", 0)
+    tell(tmp_path, open={"lan": SUBNET})
+    one.send(*[asked("web", number=number) for number in range(1000)])
+    found = 0
+    while not one.hears_nothing():
+        one.get()
+        found += 1
+    assert 100 <= found <= 300
+
+
+@given(data=st.binary(max_size=300), cut=st.integers(0, 90))
+def test_nonsense_about_names_is_no_harm(data: bytes, cut: int) -> None:
+    known = {"web": ipaddress.IPv4Address("10.1.0.20")}
+    server = ipaddress.IPv4Address("10.1.0.254")
+    for frame in (data, asked("web")[:cut], asked("web")[:cut] + data, asked("web")[:54] + data):
+        said = names.answer(frame, server, known)
+        assert said is None or len(said) < 600
 
 
 # -- frozen ------------------------------------------------------------------------------------------------------

@@ -106,6 +106,11 @@ def test_a_file_becomes_machines_that_reach_each_other_and_go_back_together(
     assert shop.state == "running"
     assert shop["client"].succeed(ASK) == "Welcome\n"
     assert [machine.succeed("hostname").strip() for machine in shop] == ["client", "router", "web"]
+    # By name, too: of whoever is in the same network there, of others their first address.
+    assert "10.1.0.1" in shop["client"].succeed("nslookup router")
+    assert "10.2.0.1" in shop["web"].succeed("nslookup router")
+    assert shop["client"].succeed("wget -q -O - http://web/") == "Welcome\n"
+    assert not shop["client"].execute("nslookup nobody").ok
     assert (shop.root, shop.here) == (shop.find("start"), shop.find("start"))
     # Once more changes nothing, also where the file has changed: that is only said.
     said: list[str] = []

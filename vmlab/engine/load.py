@@ -13,6 +13,7 @@ from vmlab.engine import fold, mapped_ram, save
 from vmlab.errors import (
     HypervisorError,
     ImageMissing,
+    NotFound,
     RecordDamaged,
     SnapshotDamaged,
     SnapshotIncompatible,
@@ -25,6 +26,7 @@ from vmlab.hypervisor.host import boot_id, free_port, host_cpu
 from vmlab.network import networks, outside
 from vmlab.records import FIRST_ADDRESS, Hardware, Link, MachineRecord, Nic, SnapshotRecord, mac_of
 from vmlab.store import networks as network_records
+from vmlab.store import scenarios
 from vmlab.store.store import NVRAM, Store
 
 LOAD_TIMEOUT = 60.0
@@ -268,7 +270,22 @@ def _words(store: Store, machine: MachineRecord) -> dict[str, dict[str, Any]]:
             )
             if card.address:
                 word["leases"][mac_of(machine.mac, number)] = card.address
+    for name in _networks_of(store, machine.scenario):
+        # In each network of its scenario it has a name, which stands for its address there, else its first one.
+        network = network_records.read(store, f"{machine.scenario}.{name}")
+        own = [card.address for card in machine.spec.nics if card.address]
+        here = [card.address for card in machine.spec.nics if card.plugged == network.name and card.address]
+        if own:
+            word = found.setdefault(network.id, {"subnet": network.subnet, "floods": network.floods})
+            word["names"] = {machine.hostname.lower(): (here or own)[0]}
     return found
+
+
+def _networks_of(store: Store, scenario: str | None) -> tuple[str, ...]:
+    """Return the networks of a scenario, if it is there."""
+    with contextlib.suppress(NotFound):
+        return scenarios.read(store, scenario).networks if scenario else ()
+    return ()
 
 
 def boot(store: Store, machine: MachineRecord, domain: Domain) -> None:

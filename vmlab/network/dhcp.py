@@ -29,10 +29,13 @@ class Leases:
         Such as ``10.1.0.0/24``; its last address is the one that answers come from.
     given
         The address of each card, by its MAC.
+    names
+        The address of each name that can be asked for here; with some, guests are told to ask here.
     """
 
     subnet: ipaddress.IPv4Network
     given: dict[bytes, ipaddress.IPv4Address] = field(default_factory=dict)
+    names: dict[str, ipaddress.IPv4Address] = field(default_factory=dict)
 
     @property
     def server(self) -> ipaddress.IPv4Address:
@@ -76,6 +79,8 @@ def answer(frame: bytes, leases: Leases) -> bytes | None:
     own = [(53, bytes([said])), (54, leases.server.packed)]
     if said != _NAK:
         own.append((1, leases.subnet.netmask.packed))
+        if leases.names:
+            own.append((6, leases.server.packed))
         if kind[0] != _INFORM:
             own.append((51, _FOREVER))
     yours = address.packed if said != _NAK and kind[0] != _INFORM else bytes(4)
@@ -89,7 +94,7 @@ def answer(frame: bytes, leases: Leases) -> bytes | None:
     target = b"\xff" * 4 if said == _NAK or kind[0] != _INFORM else dhcp[12:16]
     udp = _UDP.pack(67, 68, 8 + len(body), 0) + body
     head = _IP.pack(0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, leases.server.packed, target)
-    head = head[:10] + struct.pack("!H", 0xFFFF ^ _sum(head)) + head[12:]
+    head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
     return mac + SERVER_MAC + b"\x08\x00" + head + udp
 
 
@@ -107,8 +112,9 @@ def _options(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def _sum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
+    """Return the checksum of a header of IP, which has an even number of bytes (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return total
+    return 0xFFFF ^ total

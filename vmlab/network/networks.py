@@ -35,9 +35,10 @@ def ask(account: Account, **word: object) -> dict[str, Any]:
     """Say something to the switch, and return its answer.
 
     ``open={id: {"subnet": "10.1.0.0/24", "leases": {mac: address}}}`` makes networks, or adds to what they know;
-    ``{"floods": True}`` in it makes one a hub. ``close=[id]`` takes some away. ``ignore=[pid]`` has nothing of a QEMU
-    carried, nor anything to it, until ``listen=[pid]``. ``links={"pid.card": how}`` says how a link is
-    (:class:`vmlab.network.pipe.Pipe`, and its ``seed``); None for a perfect one. :class:`Freeze` says the rest.
+    ``{"names": {name: address}}`` in it are told whoever asks for one, ``{"floods": True}`` makes one a hub.
+    ``close=[id]`` takes some away. ``ignore=[pid]`` has nothing of a QEMU carried, nor anything to it, until
+    ``listen=[pid]``. ``links={"pid.card": how}`` says how a link is (:class:`vmlab.network.pipe.Pipe`, and its
+    ``seed``); None for a perfect one. :class:`Freeze` says the rest.
     The answer is ``{"networks": {id: {"ports": [{"pid", "card", "received", "sent", "dropped", "left"}]}}}``: three
     in frames, and the bytes that its guest has not taken.
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from vmlab import private
-from vmlab.network import dhcp
+from vmlab.network import dhcp, names
 from vmlab.network.line import LENGTH, Line
 from vmlab.network.networks import CARDS, CONTROL, socket_name
 from vmlab.network.pipe import Pipe
@@ -45,6 +45,8 @@ QUEUE = 4 << 20
 ADDRESSES = 1024
 #: Answers of ours to a card until it has taken them.
 _ANSWERS = 64 << 10
+#: Answers of ours to a card in a second.
+_MOST_ANSWERS = 100
 #: What comes of reading something that is not what it should be.
 _NONSENSE = (ValueError, TypeError, AttributeError, KeyError)
 #: Bytes of one word to us.
@@ -61,6 +63,8 @@ class Port(Line):
     def __init__(self, network: Network, connection: socket.socket, pid: int, card: int) -> None:
         self.network, self.pid, self.card = network, pid, card
         self.key, self._since = f"{pid}.{card}", time.monotonic()
+        #: Since when answers are counted, and how many there were.
+        self._second, self._answers = 0.0, 0
         self.known: dict[bytes, None] = {}
         self.received = self.sent = self.dropped = 0
         self.pipes: tuple[Pipe, Pipe] | None = None
@@ -141,8 +145,10 @@ class Port(Line):
         if table.get(source) is not self and not source[0] & 1:
             network.learn(source, self)
         to = table.get(target) if not network.floods else None
-        if to is None:
-            if network.leases is not None and target[0] & 1 and dhcp.is_question(frame[4:]):
+        if target == dhcp.SERVER_MAC:
+            self._answer(frame[4:])
+        elif to is None:
+            if network.leases is not None and target[0] & 1:
                 self._answer(frame[4:])
             for port in network.ports:
                 port.take(frame, self)
@@ -188,14 +194,28 @@ class Port(Line):
         self.known.clear()
 
     def _answer(self, frame: bytes) -> None:
-        said = dhcp.answer(frame, self.network.leases) if self.network.leases is not None else None
-        if said is None or len(self.waiting) >= _ANSWERS:
+        """Answer a frame that asks us something."""
+        leases, now = self.network.leases, time.monotonic()
+        if leases is None or len(self.waiting) >= _ANSWERS:
             return
+        if now - self._second >= 1:
+            self._second, self._answers = now, 0
+        if self._answers >= _MOST_ANSWERS:
+            return
+        if dhcp.is_question(frame):
+            said = dhcp.answer(frame, leases)
+        elif leases.names:
+            said = names.answer(frame, leases.server, leases.names)
+        else:
+            said = None
+        if said is None:
+            return
+        self._answers += 1
         answer = LENGTH.pack(len(said)) + said
         if self.pipes is None:
             self._queue(answer)
         else:
-            self.pipes[1].push(answer, time.monotonic())
+            self.pipes[1].push(answer, now)
 
 
 class Network:
@@ -368,10 +388,11 @@ class Switch(Loop):
                     network.doors.append(
                         self.door(self._folder / socket_name(identity, card), network.come(card))
                     )
-            known = self._words.setdefault(identity, {"subnet": None, "leases": {}, "floods": False})
-            known["floods"] = network.floods = bool(word.get("floods", known["floods"]))
+            known = self._words.setdefault(identity, {"subnet": None, "leases": {}, "names": {}})
+            known["floods"] = network.floods = bool(word.get("floods", known.get("floods", False)))
             known["subnet"] = word.get("subnet") or known["subnet"]
             known["leases"] |= word.get("leases", {})
+            known["names"] |= word.get("names", {})
             if known["subnet"]:
                 network.leases = dhcp.Leases(
                     ipaddress.IPv4Network(known["subnet"]),
@@ -379,6 +400,7 @@ class Switch(Loop):
                         bytes.fromhex(mac.replace(":", "")): ipaddress.IPv4Address(address)
                         for mac, address in known["leases"].items()
                     },
+                    {name: ipaddress.IPv4Address(address) for name, address in known["names"].items()},
                 )
 
     def _close(self, identities: list[str]) -> None:
