@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from vmlab.checked import checked
 from vmlab.engine import save
-from vmlab.errors import NotFound, VMLabError
+from vmlab.errors import NotFound, UsageError, VMLabError
 from vmlab.machine import Machine
 from vmlab.machines import life, networks
 from vmlab.machines.networks import Network
@@ -21,6 +21,8 @@ from vmlab.render.shown import Shown
 from vmlab.scenarios import build, states
 from vmlab.store import scenarios
 from vmlab.store.store import Store
+from vmlab.study.diff import Diff
+from vmlab.study.diff import make as make_diff
 from vmlab.tree import Tree
 
 
@@ -305,6 +307,33 @@ class Scenario(Shown):
             number += 1
         return found
 
+    def diff(self, *states: State | str) -> ScenarioDiff:
+        """Compare it, machine by machine.
+
+        Parameters
+        ----------
+        states
+            None: from the state that its present stands on to its present. One: from that to its present. Two: from
+            the first to the second.
+        """
+        names = [state.name if isinstance(state, State) else state for state in states]
+        if len(names) > 2:
+            raise UsageError("Two states are compared, not more.", hint="compare each with the next")
+        for name in names:
+            self.find(name)
+        return ScenarioDiff(
+            self._name,
+            {
+                machine.name: make_diff(
+                    self._store,
+                    [machine.name, *names]
+                    if len(names) < 2
+                    else [f"{machine.name}@{name}" for name in names],
+                )
+                for machine in self.machines
+            },
+        )
+
     # -- looking at it -------------------------------------------------------------------------------------------
 
     def console(self, **options: Any) -> Any:
@@ -326,6 +355,44 @@ class Scenario(Shown):
             "created": record.created,
             "machines": [machine.to_json() for machine in self.machines],
             "networks": [network.to_json() for network in self.networks],
+        }
+
+
+@checked
+class ScenarioDiff(Shown):
+    """What differs between two states of a scenario, machine by machine. Made by :meth:`Scenario.diff`.
+
+    Attributes
+    ----------
+    scenario
+        Its name.
+    machines
+        The comparison of each machine, by its name.
+    """
+
+    def __init__(self, scenario: str, machines: dict[str, Diff]) -> None:
+        self.scenario, self.machines = scenario, machines
+
+    def __repr__(self) -> str:
+        return f"<ScenarioDiff of {self.scenario}: {len(self.machines)} machines>"
+
+    def __getitem__(self, name: str) -> Diff:
+        """Return the comparison of a machine, by its name in the scenario or its whole one."""
+        found = self.machines.get(name) or self.machines.get(f"{self.scenario}.{name}")
+        if found is None:
+            raise NotFound.named(f"machine of {self.scenario}", name, self.machines)
+        return found
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs in what was compared."""
+        return all(diff.same for diff in self.machines.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison of each machine."""
+        return {
+            "scenario": self.scenario,
+            "machines": {name: diff.to_json() for name, diff in self.machines.items()},
         }
 
 

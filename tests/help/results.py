@@ -20,6 +20,7 @@ from vmlab.host.limits import Limits
 from vmlab.machines.networks import Card, Network
 from vmlab.machines.proof import Verification
 from vmlab.records import Link
+from vmlab.scenario import ScenarioDiff
 from vmlab.store.collect import Collected
 from vmlab.study.diff import Diff, Part
 from vmlab.study.timeline import Moment, Timeline
@@ -28,7 +29,7 @@ from vmlab.views.commands import Ended, EndedMany, Plain
 from vmlab.views.host import HostView, Meter
 from vmlab.views.machines import MachineTable
 from vmlab.views.notes import Note
-from vmlab.views.scenarios import ScenarioView, StateCard
+from vmlab.views.scenarios import ScenarioDiffView, ScenarioView, StateCard
 from vmlab.views.search import SearchView
 
 LAN = Network(
@@ -56,6 +57,7 @@ def every_view(folder):
         "networks": dispatch.as_view(LAN),
         "scenario": ScenarioView(Scenario("shop", web(), networks=[LAN])),
         "state": StateCard(State()),
+        "a scenario's comparison": ScenarioDiffView(ScenarioDiff("shop", {"shop.web": _comparison(folder)})),
         "verification": snapshot.verify(),
         "a failed verification": Verification(
             "s", "web", False, True, None, True, ("1",), 1, ["RAM differs"]

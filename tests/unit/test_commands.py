@@ -452,7 +452,7 @@ def row(monkeypatch):
             return path
 
     class Three:
-        store = None
+        store, scenarios = None, ()
 
         def timeline(self, states, **options):
             asked.update(options, states=states)
@@ -517,8 +517,8 @@ def test_diff_looks_at_strings_only_when_asked(monkeypatch):
 
     monkeypatch.setattr("vmlab.study.which.states", lambda store, words: list(words))
     monkeypatch.setattr("vmlab.study.diff.make", lambda store, words: Made())
-    assert not do(argparse.Namespace(store=None), "diff a b").strings_asked
-    made = do(argparse.Namespace(store=None), "diff a b --strings --files")
+    assert not do(argparse.Namespace(store=None, scenarios=()), "diff a b").strings_asked
+    made = do(argparse.Namespace(store=None, scenarios=()), "diff a b --strings --files")
     assert made.strings_asked
     assert set(made.compared) == {"files", "ram"}
 

@@ -120,6 +120,12 @@ def test_a_file_becomes_machines_that_reach_each_other_and_go_back_together(
     lab.up(tmp_path)
     assert shop["client"].succeed(ASK) == "Changed\n"
     assert any("made from something else" in sentence for sentence in said)
+    # What differs, machine by machine.
+    differs = shop.diff()
+    paths = {name: [change.path for change in found.files] for name, found in differs.machines.items()}
+    assert "/srv/index.html" in paths.pop(f"{shop.name}.web")
+    assert not any("/srv/index.html" in found for found in paths.values())
+    assert not differs.same
     # Break it, and go back; and back to what was broken.
     shop["router"].succeed("ip link set eth1 down")
     assert not shop["client"].execute(ASK).ok

@@ -11,7 +11,7 @@ be asked of a guest is asked in forks that are thrown away. What is inside (proc
 settings) takes seconds, so it is compared only with --inside or --all. A part that could not be compared is
 told as such, never as equal.
 
-More than two states are compared each with the next.
+More than two states are compared each with the next. A scenario and one or two of its states: machine by machine.
 
 Examples
 --------
@@ -23,11 +23,13 @@ diff web@clean db@s1 --all
 diff web clean --inside --baseline
 diff web clean --strings    # also the texts that came to RAM, and that went
 diff web s1 s2 s3           # what changed from each to the next
+diff shop before            # a scenario, from its state 'before' until now
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
+    from vmlab.render.progress import Progress
+    from vmlab.scenario import ScenarioDiff
     from vmlab.study.diff import Diff
     from vmlab.study.timeline import Timeline
 
@@ -78,12 +82,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="also write it as one HTML file")
 
 
-def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Diff | Timeline:
+def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Diff | ScenarioDiff | Timeline:
     """Return the comparison, with the parts compared that were asked for."""
     from vmlab.study import diff, which
 
     chosen = [part for name, (parts, _) in OPTIONS.items() if getattr(args, name) for part in parts]
     parts = diff.PARTS if args.all else tuple(chosen) or diff.USUAL
+    if any(args.states[0].partition("@")[0] == scenario.name for scenario in lab.scenarios):
+        return _scenario(lab, args, ui, parts)
     if len(which.states(lab.store, args.states)) > 2:
         return _row(lab, args, ui, parts)
 
@@ -101,6 +107,26 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> Diff | Timeline:
             made.compare(*parts)
     _write(args, ui, made)
     return made
+
+
+def _scenario(lab: Lab, args: argparse.Namespace, ui: UI, parts: Sequence[str]) -> ScenarioDiff:
+    """Compare states of a scenario: ``shop``, ``shop before``, ``shop@before``, ``shop before after``."""
+    for name in ("baseline", "strings", "html"):
+        if getattr(args, name):
+            raise UsageError(
+                f"--{name} is for one machine.", hint="compare one of its machines: `%vm diff A B`"
+            )
+    name, _, first = args.states[0].partition("@")
+    rest = [word.removeprefix(f"{name}@") for word in args.states[1:]]
+    with ui.progress(f"compare {' '.join(args.states)}") as tell:
+        made = lab.scenario(name).diff(*([first] if first else []), *rest)
+        for machine, found in made.machines.items():
+            found.compare(*parts, tell=functools.partial(_tell, tell, machine))
+    return made
+
+
+def _tell(tell: Progress, machine: str, part: str) -> None:
+    tell(f"{machine}: {part}", None)
 
 
 def _row(lab: Lab, args: argparse.Namespace, ui: UI, parts: Sequence[str]) -> Timeline:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
 from vmlab.errors import NotFound
-from vmlab.views.scenarios import ScenarioView
 
 if TYPE_CHECKING:
     from vmlab.commands.ui import UI
     from vmlab.lab import Lab
     from vmlab.views.machines import MachineTable
+    from vmlab.views.scenarios import ScenarioView
 
 GROUP = "machines"
 ORDER = 2
@@ -39,6 +39,8 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> MachineTable | ScenarioVi
     if len(args.machines) == 1 and args.machines[0] not in lab:
         with contextlib.suppress(NotFound):
             scenario = lab.scenario(args.machines[0])
+            from vmlab.views.scenarios import ScenarioView
+
             return ScenarioView(scenario, lab.usage(scenario.machines))
     machines = words.chosen(lab, args.machines) if args.machines else lab.machines
     return words.table(lab, machines)

@@ -19,7 +19,7 @@ from vmlab.machines.proof import Verification
 from vmlab.machines.usage import Usage
 from vmlab.render import page
 from vmlab.render.view import View
-from vmlab.scenario import Scenario, State
+from vmlab.scenario import Scenario, ScenarioDiff, State
 from vmlab.store.collect import Collected
 from vmlab.study.diff import Diff
 from vmlab.study.timeline import Timeline
@@ -32,7 +32,7 @@ from vmlab.views.images import ImageTable
 from vmlab.views.machines import MachineTable
 from vmlab.views.networks import NetworkTable
 from vmlab.views.notes import CollectedNote
-from vmlab.views.scenarios import ScenarioView, StateCard
+from vmlab.views.scenarios import ScenarioDiffView, ScenarioView, StateCard
 from vmlab.views.screenshot import Picture
 from vmlab.views.snapshots import SnapshotCard, VerificationView
 from vmlab.views.timeline import TimelineView
@@ -80,6 +80,11 @@ def _(network: Network) -> View:
 @as_view.register
 def _(scenario: Scenario) -> View:
     return ScenarioView(scenario)
+
+
+@as_view.register
+def _(diff: ScenarioDiff) -> View:
+    return ScenarioDiffView(diff)
 
 
 @as_view.register

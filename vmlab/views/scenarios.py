@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmlab.render import page, units
 from vmlab.render.view import View
+from vmlab.views.diff import DiffView
 from vmlab.views.machines import MachineTable, state_html
 from vmlab.views.networks import NetworkTable
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vmlab.machines.usage import Usage
-    from vmlab.scenario import Scenario, State
+    from vmlab.scenario import Scenario, ScenarioDiff, State
 
 
 class ScenarioView(View):
@@ -69,6 +70,37 @@ class ScenarioView(View):
         parts: list[RenderableType] = [head, self.machines.rich()]
         if len(self.networks):
             parts.append(self.networks.rich())
+        return Group(*parts)
+
+
+class ScenarioDiffView(View):
+    """What differs in each machine of a scenario."""
+
+    label = "comparison"
+
+    def __init__(self, diff: ScenarioDiff) -> None:
+        self.diff = diff
+        self.views = {name: DiffView(found) for name, found in diff.machines.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison of each machine."""
+        return self.diff.to_json()
+
+    def body(self) -> str:
+        """Return the comparisons, one below the other."""
+        return "".join(
+            f'<p style="margin:10px 0 4px 8px"><b>{page.esc(name)}</b></p>{view.body()}'
+            for name, view in self.views.items()
+        )
+
+    def rich(self) -> RenderableType:
+        """Return the same for a terminal."""
+        from rich.console import Group
+        from rich.text import Text
+
+        parts: list[RenderableType] = []
+        for view in self.views.values():
+            parts += [Text(""), view.rich()] if parts else [view.rich()]
         return Group(*parts)
 
 
