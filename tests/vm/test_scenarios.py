@@ -5,18 +5,34 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vmlab.errors import AlreadyExists, CommandFailed, NotFound, UsageError, VMLabError, WrongState
+from vmlab.engine import load, save
+from vmlab.errors import (
+    AlreadyExists,
+    CommandFailed,
+    HostError,
+    NoSpace,
+    NotFound,
+    UsageError,
+    VMLabError,
+    WrongState,
+)
+from vmlab.hypervisor.domain import Domain
 from vmlab.lab import Lab
+from vmlab.machines.move import Move
 from vmlab.network.networks import Freeze
 from vmlab.records import ScenarioPending
 from vmlab.scenario import Scenario
@@ -339,30 +355,142 @@ def test_what_cannot_be_made_leaves_nothing(lab: Lab, called: Callable[..., str]
         found.fork("a.b")
 
 
-def test_a_revert_that_fails_in_one_machine_leaves_all_as_they_were(
-    lab: Lab, called: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def talking(lab: Lab, called: Callable[..., str]) -> Scenario:
+    """Two machines, one of which sends numbers to the other one."""
+    found = lab.up(pair(called("talk")))
+    found["two"].succeed("(sleep 9999 | nc -l -p 7000 > /dev/shm/got &) </dev/null >/dev/null 2>&1")
+    found["one"].succeed(
+        "(i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done | nc 10.1.0.12 7000 &)"
+        " </dev/null >/dev/null 2>&1"
+    )
+    found["two"].wait_until_succeeds("grep -q '^5$' /dev/shm/got", 20)
+    return found
+
+
+def still_talks(found: Scenario, more: int = 5) -> None:
+    """Make sure that numbers go on, each once and in its turn."""
+    two = found["two"]
+    before = len(two.succeed("cat /dev/shm/got").splitlines())
+    two.wait_until_succeeds(f"[ $(wc -l < /dev/shm/got) -gt {before + more} ]", 30)
+    numbers = [int(line) for line in two.succeed("cat /dev/shm/got").splitlines()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def failing(real: Callable[..., Any], name: str, *, before: bool = False) -> Callable[..., Any]:
+    """Return what does the same, and then (or ``before`` that) fails for the machine of that name.
+
+    For ``""`` it fails at once.
+    """
+
+    def fails(one: Any, *args: Any, **options: Any) -> Any:
+        known = (getattr(one, "machine", None), getattr(one, "record", None), one, *args)
+        wrong = not name or name in [getattr(found, "name", None) for found in known]
+        made = real(one, *args, **options) if name and not (before and wrong) else None
+        if wrong:
+            raise NoSpace("The disk is full.")
+        return made
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (save.Live, "copy"),
+        (save.Live, "stop"),
+        (save.Live, "keep"),
+        (save.Live, "seal"),
+        (scenarios, "add_state"),
+    ],
+    ids=lambda found: found if isinstance(found, str) else "",
+)
+def test_a_snapshot_of_which_one_part_fails_is_none(
+    talking: Scenario, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
 ) -> None:
-    found = lab.up(pair(called("fail")))
+    """As where the disk is full at the last of several saves."""
+    found, second = talking, talking["two"].name if where is save.Live else ""
+    before = [sorted(state.id for state in found.snapshots), found.here]
+    with monkeypatch.context() as patch:
+        patch.setattr(where, what, failing(getattr(where, what), second))
+        with pytest.raises(VMLabError, match="The disk is full"):
+            found.snapshot("all or nothing")
+    assert [sorted(state.id for state in found.snapshots), found.here] == before
+    for machine in found:
+        assert [snapshot.name for snapshot in machine.snapshots] == ["start"]
+        assert machine.here == machine.find("start")
+    assert found.state == "running"
+    still_talks(found)
+    found.revert(found.snapshot("all or nothing"))
+    still_talks(found)
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [(Move, "keep"), (Move, "turn"), (load, "start_from"), (Domain, "go"), (scenarios, "wire")],
+    ids=lambda found: found if isinstance(found, str) else "",
+)
+def test_a_revert_that_fails_in_one_machine_leaves_all_as_they_were(
+    talking: Scenario, monkeypatch: pytest.MonkeyPatch, where: Any, what: str
+) -> None:
+    found = talking
+    second = "" if where is scenarios else found["two"].name
     state = found.snapshot("good")
     for machine in found:
         machine.succeed("touch /dev/shm/present")
-    real = scenarios.wire
+    real, calls = getattr(where, what), list[int]()
 
-    def broken(*args: Any) -> Any:
-        raise VMLabError("The wire is gone.")
+    def once(*args: Any, **options: Any) -> Any:
+        # What brings the present back goes the same way.
+        first = not calls
+        try:
+            # A QEMU that could not be started is not there.
+            return (failing(real, second, before=where is load) if first else real)(*args, **options)
+        except NoSpace:
+            calls.append(1)
+            raise
 
-    # After all machines were loaded: the last moment at which something can fail.
-    monkeypatch.setattr(scenarios, "wire", broken)
-    with pytest.raises(VMLabError, match="The wire is gone"):
-        found.revert(state)
-    monkeypatch.setattr(scenarios, "wire", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, what, once)
+        with pytest.raises(VMLabError, match="The disk is full"):
+            found.revert(state)
     assert found.state == "running"
+    assert not found.can_undo
     for machine in found:
         machine.succeed("test -e /dev/shm/present")
-    assert found["one"].execute("ping -c 1 -W 5 10.1.0.12").ok
+    still_talks(found)
     found.revert(state)
     for machine in found:
         machine.fail("test -e /dev/shm/present")
+    still_talks(found)
+
+
+def test_the_switch_dies_while_it_is_frozen(talking: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, real = talking, Freeze.export
+
+    def killed(freeze: Freeze) -> Any:
+        assert freeze._line is not None
+        pid, _, _ = struct.unpack("3i", freeze._line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        os.kill(pid, signal.SIGKILL)
+        return real(freeze)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Freeze, "export", killed)
+        with pytest.raises(HostError, match="joins network cards does not answer"):
+            found.snapshot("frozen")
+    assert [state.name for state in found.snapshots] == []
+    still_talks(found)
+    found.revert(found.snapshot("frozen"))
+    still_talks(found)
+
+
+def test_two_who_revert_at_once_do_so_one_after_the_other(talking: Scenario) -> None:
+    states = [talking.snapshot("a"), talking.snapshot("b")]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(talking.revert, states))
+    assert talking.here in states
+    assert {machine.here.name for machine in talking if machine.here} == {talking.here.name}  # type: ignore[union-attr]
+    still_talks(talking)
 
 
 def test_a_process_that_dies_leaves_the_present_or_the_state(lab: Lab, called: Callable[..., str]) -> None:
@@ -403,6 +531,7 @@ def test_a_process_that_dies_leaves_the_present_or_the_state(lab: Lab, called: C
 KILLED = """
 import sys
 from vmlab.lab import Lab
+from vmlab.machines.move import Move
 found = Lab({home!r}).scenario({name!r})
 print("begun", flush=True)
 {deed}
@@ -417,19 +546,12 @@ DEEDS = (
 )
 
 
-def test_whoever_is_killed_at_work_leaves_a_whole(lab: Lab, called: Callable[..., str]) -> None:
+def test_whoever_is_killed_at_work_leaves_a_whole(lab: Lab, talking: Scenario) -> None:
     """A process that takes or goes to a state is killed at any moment: the next verb finds all machines in one state.
 
     What is one state shows in a connection: numbers go over it, and each must arrive once and in its turn.
     """
-    found = lab.up(pair(called("kill")))
-    one, two = found["one"], found["two"]
-    two.succeed("(sleep 9999 | nc -l -p 7000 > /dev/shm/got &) </dev/null >/dev/null 2>&1")
-    one.succeed(
-        "(i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done | nc 10.1.0.12 7000 &)"
-        " </dev/null >/dev/null 2>&1"
-    )
-    two.wait_until_succeeds("grep -q '^5$' /dev/shm/got", 20)
+    found = talking
     found.snapshot("base")
     found.revert("base")
     moments = random.Random(7)
@@ -448,9 +570,6 @@ def test_whoever_is_killed_at_work_leaves_a_whole(lab: Lab, called: Callable[...
         for state in found.snapshots:
             for member, snapshot in state.members.items():
                 assert lab.store.snapshot(snapshot).machine_name == f"{found.name}.{member}"
-        before = len(two.succeed("cat /dev/shm/got").splitlines())
-        two.wait_until_succeeds(f"[ $(wc -l < /dev/shm/got) -gt {before + 5} ]", 20)
-        numbers = [int(line) for line in two.succeed("cat /dev/shm/got").splitlines()]
-        assert numbers == list(range(1, len(numbers) + 1)), deed
+        still_talks(found)
         if not found.can_undo:
             found.revert("base")
