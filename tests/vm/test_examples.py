@@ -66,6 +66,7 @@ class Stage:
         self.folder = folder
         mark = uuid.uuid4().hex[:4]  # behind the stem, for a name can be a variable, too
         self.names = {name: re.sub(r"^\w+", rf"\g<0>{mark}", name) for name in (*THERE, *MADE)}
+        shutil.copytree(ROOT / "notebooks" / "shop", folder / "shop")
         self.ports = {}
         for port in ("8080", "5432"):
             with socket.socket() as one:
@@ -99,12 +100,23 @@ class Stage:
             with contextlib.suppress(VMLabError):
                 self.lab[self.names[name]].delete()
 
+    def end(self) -> None:
+        """Delete the scenarios that examples have made."""
+        for scenario in self.lab.scenarios:
+            if scenario.name in ("shop", "shop-b"):
+                scenario.delete()
+
     def prepare(self, verb: str, words: str) -> None:
         """Put there what an example needs."""
         # What an example before has left switched off, all of them are not to be.
         self.gone(*(MADE if "*" in words else [word for word in words.split() if word in MADE]))
         if verb == "create":
             self.gone(words.split(maxsplit=1)[0])
+            return
+        if re.search(r"\bshop\b(?!\.)", words) and verb not in ("import", "up"):
+            shop = self.lab.up(self.folder / "shop")
+            if "before" in words:
+                shop.snapshot("before")
             return
         if verb == "link":
             self.gone("web")
@@ -192,6 +204,7 @@ def stage(lab, tmp_path_factory):
         link_image(lab, fresh, name)
     stage = Stage(fresh, folder)
     yield stage
+    stage.end()
     for machine in fresh.machines:
         with contextlib.suppress(VMLabError):
             machine.delete()
@@ -285,6 +298,7 @@ def home(lab, tmp_path):
     """The lab of whoever runs the tests, for what needs the desktop's ready state, and names no patterns."""
     stage = Stage(lab, tmp_path)
     yield stage
+    stage.end()
     stage.gone(*THERE, *MADE)
 
 

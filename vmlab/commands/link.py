@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
 from vmlab.commands import _names
+from vmlab.machines.networks import full_name
 from vmlab.views.networks import NetworkTable
 
 if TYPE_CHECKING:
@@ -77,4 +78,5 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> NetworkTable:
     }
     if changes or args.clear:
         machine.link(args.network, clear=args.clear, **changes)
-    return NetworkTable([lab.network(args.network).of(machine.name)])
+    network = full_name(lab.store, machine.name, args.network)
+    return NetworkTable([lab.network(network).of(machine.name)])

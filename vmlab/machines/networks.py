@@ -210,6 +210,13 @@ def one(store: Store, name: str) -> Network:
     return Network(name, networks.read(store, name).subnet, tuple(cards(store, name)))
 
 
+def full_name(store: Store, machine: str, network: str) -> str:
+    """Return the name of a network: of a scenario's machine, also by its name in the scenario."""
+    record = store.machine(machine)
+    own = f"{record.scenario}.{network}"
+    return own if record.scenario and any(card.plugged == own for card in record.spec.nics) else network
+
+
 #: What a link is allowed at most: an hour on the way, and as much a second as no guest sends.
 _MOST = {"delay": 3600.0, "jitter": 3600.0, "loss": 1.0, "rate": 1 << 40}
 
@@ -221,6 +228,7 @@ def link(store: Store, name: str, network: str, *, clear: bool = False, **change
             raise UsageError(
                 f"{value} cannot be the {what} of a link.", hint=f"use a number from 0 to {_MOST[what]}"
             )
+    network = full_name(store, name, network)
     with hold(store, name, f"change its link to {network}") as (record, domain):
         if not any(card.plugged == network for card in record.spec.nics):
             raise no_card(name, network, sorted({card.plugged for card in record.spec.nics if card.plugged}))

@@ -105,6 +105,18 @@ _RULES = """
 .vml.vml dt{color:var(--v-dim);font-weight:400;white-space:nowrap}
 .vml.vml .ok{color:var(--v-ok)}.vml.vml .warn{color:var(--v-warn)}.vml.vml .bad{color:var(--v-bad)}
 .vml.vml .brand{color:var(--v-brand)}
+.vml.vml svg.net{display:block;max-width:none;margin:2px 0 6px 8px}
+.vml.vml svg.net text{fill:var(--v-fg);font-size:13px}
+.vml.vml svg.net text.b{font-weight:600}
+.vml.vml svg.net text.s{fill:var(--v-dim);font-size:11px}
+.vml.vml svg.net text.warn{fill:var(--v-warn)}
+.vml.vml svg.net circle{fill:currentColor}
+.vml.vml svg.net .m{fill:var(--v-soft);stroke:var(--v-line)}
+.vml.vml svg.net .w{stroke:var(--v-brand);stroke-width:3;stroke-linecap:round}
+.vml.vml svg.net .c{stroke:var(--v-dim);stroke-width:1.5}
+.vml.vml svg.net .c.off{stroke:var(--v-bad);stroke-dasharray:4 4}
+.vml.vml svg.net circle.d{fill:var(--v-brand)}
+.vml.vml svg.net circle.d.off{fill:var(--v-bad)}
 """.strip()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmlab.render import page, units
 from vmlab.render.view import View
+from vmlab.views import topology
 from vmlab.views.diff import DiffView
 from vmlab.views.machines import MachineTable, state_html
 from vmlab.views.networks import NetworkTable
@@ -55,8 +56,16 @@ class ScenarioView(View):
             f'<p style="margin:0 0 6px 8px"><b>{page.esc(self.name)}</b>{title} '
             f'{state_html(self.state)} <span class="dim">{page.esc(self._stands())}</span></p>'
         )
-        networks = self.networks.body() if len(self.networks) else ""
-        return head + self.machines.body() + networks
+        return head + self._picture() + self.machines.body()
+
+    def _picture(self) -> str:
+        if not len(self.networks):
+            return ""
+        boxes = [
+            topology.Box(row.name, row.name.removeprefix(f"{self.name}."), row.state, row.image)
+            for row in self.machines.rows
+        ]
+        return topology.picture(self.title or self.name, boxes, list(self.networks))
 
     def rich(self) -> RenderableType:
         """Return the same for a terminal."""
@@ -88,10 +97,7 @@ class ScenarioDiffView(View):
 
     def body(self) -> str:
         """Return the comparisons, one below the other."""
-        return "".join(
-            f'<p style="margin:10px 0 4px 8px"><b>{page.esc(name)}</b></p>{view.body()}'
-            for name, view in self.views.items()
-        )
+        return "".join(view.body() for view in self.views.values())
 
     def rich(self) -> RenderableType:
         """Return the same for a terminal."""
