@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from vmlab.checked import checked
 from vmlab.engine import save
-from vmlab.errors import NotFound, UsageError, VMLabError
+from vmlab.errors import NotFound, RecordDamaged, UsageError, VMLabError
 from vmlab.machine import Machine
 from vmlab.machines import life, networks
 from vmlab.machines.networks import Network
@@ -116,7 +116,10 @@ class Scenario(Shown):
     @property
     def state(self) -> str:
         """What its machines are doing, if that is the same: see :attr:`vmlab.Machine.state`; else ``mixed``."""
-        record = self._record
+        try:
+            record = self._record
+        except RecordDamaged:
+            return "damaged"
         if record.pending is not None and record.pending.phase in ("make", "delete"):
             return "damaged"
         found = {machine.state for machine in self.machines}

@@ -26,6 +26,8 @@ from vmlab.errors import (
     HostError,
     NoSpace,
     NotFound,
+    RecordDamaged,
+    SnapshotDamaged,
     UsageError,
     VMLabError,
     WrongState,
@@ -573,3 +575,30 @@ def test_whoever_is_killed_at_work_leaves_a_whole(lab: Lab, talking: Scenario) -
         still_talks(found)
         if not found.can_undo:
             found.revert("base")
+
+
+def test_a_damaged_record_hides_nothing_and_can_be_deleted(lab: Lab, called: Callable[..., str]) -> None:
+    found, other = lab.up(pair(called("hurt"))), lab.up(pair(called("well")))
+    state = found.snapshot("lost")
+    folder = lab.home / "scenarios" / found.name
+    # A state that cannot be read is in no list, and goes to nobody; the others are there.
+    (folder / "states" / state.id / "state.json").write_text("{")
+    assert [one.name for one in found.snapshots] == []
+    with pytest.raises(NotFound):
+        found.revert("lost")
+    found.reset()
+    (folder / "states" / found.find("start").id / "wire.json").write_text("[]")
+    with pytest.raises(SnapshotDamaged, match="state cannot be read"):
+        found.reset()
+    assert found["one"].execute("ping -c 1 -W 5 10.1.0.12").ok
+    (folder / "scenario.json").write_text("nonsense")
+    assert {found.name, other.name} <= {one.name for one in lab.scenarios}
+    assert found.state == "damaged"
+    assert f"{found.name}.one" in [machine.name for machine in lab.machines]
+    with pytest.raises(RecordDamaged, match="delete the scenario"):
+        found.snapshot()
+    found.delete()
+    assert found.name not in [one.name for one in lab.scenarios]
+    assert not any(name.startswith(f"{found.name}.") for name in lab.store.machine_names())
+    assert not any(network.name.startswith(f"{found.name}.") for network in lab.networks)
+    other.reset()

@@ -20,6 +20,8 @@ from vmlab.network.service import Service
 CARDS = 8
 #: The socket at which the switch is told what to do.
 CONTROL = "control"
+#: What words the switch understands, by a number that its answers carry.
+SPEAKS = 2
 #: Seconds within which the switch answers.
 _TIMEOUT = 10.0
 
@@ -105,7 +107,11 @@ class Freeze:
         self._line = _call(account)
         self._folder = SWITCH.folder(account)
         try:
-            self._say(freeze=self._ids)
+            if self._say(freeze=self._ids).get("speaks") != SPEAKS:
+                raise HostError(
+                    "The process that joins network cards is another version's, and cannot be frozen.",
+                    hint="it ends by itself a minute after the last machine on a network was stopped",
+                )
         except BaseException:
             self._line.close()
             raise

@@ -35,7 +35,7 @@ from typing import Any
 from vmlab import private
 from vmlab.network import dhcp, names
 from vmlab.network.line import LENGTH, Line
-from vmlab.network.networks import CARDS, CONTROL, socket_name
+from vmlab.network.networks import CARDS, CONTROL, SPEAKS, socket_name
 from vmlab.network.pipe import Pipe
 from vmlab.network.service import Loop, serve
 
@@ -479,7 +479,10 @@ class Switch(Loop):
         if word.keys() & {"open", "close", "ignore", "listen", "links"}:
             known = {"networks": self._words, "ignored": sorted(self.ignored), "links": self.links}
             private.replace(self._folder / "networks", json.dumps(known))
-        return {"networks": {identity: network.tell() for identity, network in self._networks.items()}}
+        return {
+            "speaks": SPEAKS,
+            "networks": {identity: network.tell() for identity, network in self._networks.items()},
+        }
 
 
 def _text(data: bytes | bytearray) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from vmlab.engine import fold, interrupts, load
 from vmlab.engine.domain import domain_of
-from vmlab.errors import AlreadyExists, NotFound, UsageError, VMLabError, WaitTimeout
+from vmlab.errors import AlreadyExists, NotFound, RecordDamaged, UsageError, VMLabError, WaitTimeout
 from vmlab.guest import identity as guest_identity
 from vmlab.hypervisor.domain import Domain
 from vmlab.machines import delete as machine_delete
@@ -385,15 +385,24 @@ def _seed(record: MachineRecord, domain: Domain) -> None:
 
 def delete(store: Store, name: str) -> None:
     """End all machines of a scenario, and delete it with its states and networks."""
-    record = scenarios.read(store, name)
+    record = _record(store, name)
     for member in record.members:
         identity.settle(record.full(member))
     with store.lock(lock_name(name), "delete"):
-        record = scenarios.read(store, name)
+        record = _record(store, name)
         record.pending = ScenarioPending("delete")
         scenarios.save(store, record)
         _remove(store, record, lambda full: machine_delete.delete(store, full, with_scenario=True))
     collect_quietly(store)
+
+
+def _record(store: Store, name: str) -> ScenarioRecord:
+    """Return the record of a scenario that is to go; what a damaged one does not tell is told by what is there."""
+    try:
+        return scenarios.read(store, name)
+    except RecordDamaged:
+        own = [full for full in networks.names(store) if full.startswith(f"{name}.")]
+        return ScenarioRecord(name, (), tuple(full.removeprefix(f"{name}.") for full in own))
 
 
 def _unmake(store: Store, record: ScenarioRecord) -> None:

@@ -249,6 +249,7 @@ def _go_to(whole: Whole, target: StateRecord | None, *, keep: bool, force: bool)
     store, record = whole.store, whole.record
     before = replace(record)
     snapshots = _snapshots(whole, target, keep=keep, force=force)
+    wire = scenarios.wire(store, record.name, target.id) if target is not None else None
     whole.open_networks()
     ways = {name: Move(store, member.record, member.domain) for name, member in whole.members.items()}
     kept: StateRecord | None = None
@@ -262,7 +263,7 @@ def _go_to(whole: Whole, target: StateRecord | None, *, keep: bool, force: bool)
                 if keep:
                     kept = _keep_present(whole, ways, freeze, "undo" if target is not None else "suspended")
                 _turn(whole, ways, target or kept, kept)
-            _arrive(whole, ways, target, snapshots, freeze)
+            _arrive(whole, ways, snapshots, wire, freeze)
         except BaseException:
             with interrupts.held():
                 whole.record.__dict__.update(vars(before))
@@ -303,8 +304,8 @@ def _snapshots(
 def _arrive(
     whole: Whole,
     ways: Mapping[str, Move],
-    target: StateRecord | None,
     snapshots: Mapping[str, SnapshotRecord],
+    wire: Mapping[str, Any] | None,
     freeze: Freeze,
 ) -> None:
     """Start all machines at the state, or end them; where that fails, all come back."""
@@ -320,13 +321,13 @@ def _arrive(
 
     try:
         several(list(ways), arrive)
-        if target is not None:
+        if wire is not None:
             running = [
                 member
                 for name, member in whole.members.items()
                 if snapshots[name].ram is not None and snapshots[name].state == "running"
             ]
-            whole.go(freeze, scenarios.wire(whole.store, whole.record.name, target.id), running)
+            whole.go(freeze, wire, running)
     except BaseException:
         with interrupts.held():
             for name in ways.keys() - back:

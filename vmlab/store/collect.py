@@ -178,9 +178,12 @@ def _halves(store: Store) -> list[Path]:
         store.home / "machines",
         store.compared_folder(),
         store.folded_folder(),
+        store.home / "scenarios",
+        *(store.home / "scenarios").glob("[!.]*/states"),
     )
     halves: list[Path] = []
-    for folder in (written, *made, store.home / "images"):
+    states = (store.home / "scenarios").glob("[!.]*/states")
+    for folder in (written, *made, store.home / "images", store.home / "scenarios", *states):
         halves += [*folder.glob(".new-gone-*"), *folder.glob(".gone-*")]
     # A snapshot is locked as long as it is written.
     halves += [

@@ -48,7 +48,7 @@ def read(store: Store, name: str) -> ScenarioRecord:
     except RecordDamaged as error:
         raise RecordDamaged(
             f"The record of the scenario '{name}' is damaged.",
-            hint="bring the file back from a backup; its machines are there and go on meanwhile",
+            hint=f"bring the file back from a backup; or delete the scenario with its machines: `%vm delete {name}`",
             file=path,
             record=error,
         ) from error
