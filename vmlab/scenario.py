@@ -337,6 +337,19 @@ class Scenario(Shown):
             },
         )
 
+    def network(self, name: str) -> Network:
+        """Return a network by its name in the scenario: ``shop.network("dmz").capture()`` is what was on it.
+
+        Raises
+        ------
+        NotFound
+            With the nearest names.
+        """
+        record = self._record
+        if name not in record.networks:
+            raise NotFound.named(f"network of {self._name}", name, record.networks)
+        return networks.one(self._store, record.full(name))
+
     # -- looking at it -------------------------------------------------------------------------------------------
 
     def console(self, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from vmlab.host.doctor import Finding, Report
 from vmlab.host.limits import Limits
 from vmlab.machines.networks import Card, Network
 from vmlab.machines.proof import Verification
+from vmlab.network.capture import Capture
 from vmlab.records import Link
 from vmlab.scenario import ScenarioDiff
 from vmlab.store.collect import Collected
@@ -57,6 +58,18 @@ def every_view(folder):
         "networks": dispatch.as_view(LAN),
         "scenario": ScenarioView(Scenario("shop", web(), networks=[LAN])),
         "state": StateCard(State()),
+        "capture": Capture(
+            "shop.lan",
+            [
+                (
+                    1.0,
+                    bytes.fromhex("ffffffffffff525400000001080600010800060400015254000000010a010009")
+                    + bytes(6)
+                    + bytes([10, 1, 0, 20]),
+                ),
+                (2.5, b"<script>alert(1)</script>"),
+            ],
+        ),
         "a scenario's comparison": ScenarioDiffView(ScenarioDiff("shop", {"shop.web": _comparison(folder)})),
         "verification": snapshot.verify(),
         "a failed verification": Verification(

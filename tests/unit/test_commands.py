@@ -22,7 +22,8 @@ from vmlab.study.timeline import Timeline
 
 VERBS = """create list start stop kill reboot pause resume delete rename mend link snapshot tree revert undo fork forget
 describe verify diff timeline search console exec script put get keys type screenshot serial wait images
-import limits doctor collect network up reset suspend help"""
+import limits doctor collect network up reset suspend capture
+help"""
 
 
 class Recorder(QuietUI):

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpkt import pcapng
 from help.frames import Wire, connect
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmlab.network import dhcp, names, service
-from vmlab.network.networks import CARDS, CONTROL, socket_name
+from vmlab.network import capture, dhcp, names, service
+from vmlab.network.capture import Capture
+from vmlab.network.networks import CARDS, CONTROL, RECORD, socket_name
 from vmlab.network.pipe import Pipe
 from vmlab.network.switch import Switch
 
@@ -510,6 +512,62 @@ def test_nonsense_about_names_is_no_harm(data: bytes, cut: int) -> None:
     for frame in (data, asked("web")[:cut], asked("web")[:cut] + data, asked("web")[:54] + data):
         said = names.answer(frame, server, known)
         assert said is None or len(said) < 600
+
+
+# -- captures -----------------------------------------------------------------------------------------------------
+
+
+def captured(folder: Path, network: str = "lan") -> Capture:
+    tell(folder, capture={network: "capture"})
+    data, at, found = (folder / "capture").read_bytes(), 0, []
+    while at < len(data):
+        when, length = RECORD.unpack_from(data, at)
+        at += RECORD.size + length
+        found.append((when, data[at - length : at]))
+    return Capture(network, found)
+
+
+def test_what_was_on_a_network_can_be_looked_at(switch: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    tell(tmp_path, open={"lan": SUBNET})
+    begun = time.time()
+    one.send(asked("web"), frame(ALL, mac(0), b"to all"), b"\xff" * 12 + b"\x08\x00\x45" + bytes(3))
+    one.get()
+    two.get()
+    two.get()
+    found = captured(tmp_path)
+    assert [seen.kind for seen in found] == ["DNS", "DNS", "0x88b5", "?"]
+    assert [seen.what for seen in found][:2] == ["who is web?", "web is 10.1.0.20"]
+    assert begun <= found[0].time <= time.time()
+    first = found.conversations[0]
+    assert (first.one, first.other, first.frames) == ("10.1.0.9", "10.1.0.254", 2)
+    assert len(found.of("dns")) == len(found.of("10.1.0.9")) == 2
+    # As others read it.
+    path = found.save(tmp_path / "lan.pcapng")
+    with path.open("rb") as file:
+        assert [data for _, data in pcapng.Reader(file)] == [data for _, data in found.raw]
+    assert len(captured(tmp_path, "dmz")) == 0
+
+
+def test_no_more_is_kept_than_there_is_room_for(switch: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    one, two = Card(tmp_path, "lan", 0), Card(tmp_path, "lan", 1)
+    for number in range(200):
+        one.send(frame(ALL, mac(0), struct.pack(">I", number) + bytes(60000)))
+        two.get()
+    found = captured(tmp_path).raw
+    assert sum(len(data) for _, data in found) <= 4 << 20
+    numbers = [struct.unpack(">I", data[14:18])[0] for _, data in found]
+    assert numbers == list(range(200 - len(numbers), 200))
+    assert len(numbers) > 60
+
+
+@given(data=st.binary(max_size=200), cut=st.integers(0, 90))
+def test_whatever_was_on_a_network_is_read_or_told_as_what_cannot_be(data: bytes, cut: int) -> None:
+    for raw in (data, asked("web")[:cut], asked("web")[:42] + data, asked("web")[:cut] + data):
+        found = capture.read(0.0, raw)
+        assert found.kind
+        assert len(found.what) <= 120
+        assert json.dumps(found.to_json())
 
 
 # -- frozen ------------------------------------------------------------------------------------------------------

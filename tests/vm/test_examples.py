@@ -118,7 +118,7 @@ class Stage:
             if "before" in words:
                 shop.snapshot("before")
             return
-        if verb == "link":
+        if verb in ("link", "capture"):
             self.gone("web")
             self.lab.create(self.names["web"], "tiny", nics=["lan"])
             return

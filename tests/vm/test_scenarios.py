@@ -138,6 +138,14 @@ def test_a_file_becomes_machines_that_reach_each_other_and_go_back_together(
     lab.up(tmp_path)
     assert shop["client"].succeed(ASK) == "Changed\n"
     assert any("made from something else" in sentence for sentence in said)
+    # What was on the wire: the question goes through the router, and comes back.
+    with shop.network("dmz").recording() as seen:
+        shop["client"].succeed(ASK)
+    assert {"10.1.0.20", "10.2.0.10"} == {
+        address for frame in seen.of("tcp") for address in (frame.source, frame.target)
+    }
+    assert any("80 SYN" in frame.what for frame in seen)
+    assert len(shop.network("lan").capture()) > len(seen)
     # What differs, machine by machine.
     differs = shop.diff()
     paths = {name: [change.path for change in found.files] for name, found in differs.machines.items()}

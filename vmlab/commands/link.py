@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from vmlab.commands import _arguments as words
 from vmlab.commands import _names
-from vmlab.machines.networks import full_name
 from vmlab.views.networks import NetworkTable
 
 if TYPE_CHECKING:
@@ -78,5 +77,7 @@ def run(lab: Lab, args: argparse.Namespace, ui: UI) -> NetworkTable:
     }
     if changes or args.clear:
         machine.link(args.network, clear=args.clear, **changes)
+    from vmlab.machines.networks import full_name
+
     network = full_name(lab.store, machine.name, args.network)
     return NetworkTable([lab.network(network).of(machine.name)])

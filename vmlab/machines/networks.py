@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vmlab.engine import load
 from vmlab.errors import HostError, NotFound, UsageError, VMLabError, WrongState
 from vmlab.machines.hold import hold
 from vmlab.network import networks as switch
+from vmlab.network.capture import Capture
 from vmlab.records import Link, MachineRecord, NetworkRecord, Nic, mac_of
 from vmlab.render.shown import Shown
 from vmlab.store import networks, scenarios
@@ -51,6 +53,22 @@ class Network(Shown):
     name: str
     subnet: str
     cards: tuple[Card, ...]
+    store: Store | None = field(default=None, repr=False, compare=False)
+
+    def capture(self) -> Capture:
+        """Return what was on it last, 4 MiB at most; as a context manager see :meth:`recording`."""
+        assert self.store is not None
+        identity = networks.read(self.store, self.name).id
+        return Capture(self.name, switch.capture(self.store.account, identity))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Capture]:
+        """Capture what is on it during the block: what is given holds it afterwards."""
+        begun, found = time.time(), Capture(self.name, [])
+        try:
+            yield found
+        finally:
+            found.raw += [(when, data) for when, data in self.capture().raw if when >= begun]
 
     def of(self, machine: str) -> Network:
         """Return it with the cards of one machine.
@@ -207,7 +225,7 @@ def one(store: Store, name: str) -> Network:
     NotFound
         With the nearest names.
     """
-    return Network(name, networks.read(store, name).subnet, tuple(cards(store, name)))
+    return Network(name, networks.read(store, name).subnet, tuple(cards(store, name)), store)
 
 
 def full_name(store: Store, machine: str, network: str) -> str:

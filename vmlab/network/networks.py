@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
@@ -20,6 +21,8 @@ from vmlab.network.service import Service
 CARDS = 8
 #: The socket at which the switch is told what to do.
 CONTROL = "control"
+#: Before each frame in a file of a capture: its time in seconds since 1970, and its length.
+RECORD = struct.Struct("!dI")
 #: What words the switch understands, by a number that its answers carry.
 SPEAKS = 2
 #: Seconds within which the switch answers.
@@ -83,6 +86,32 @@ def _say(line: socket.socket, word: Mapping[str, object]) -> dict[str, Any]:
 
 def _mute(error: Exception) -> HostError:
     return HostError("The process that joins network cards does not answer.", why=error)
+
+
+def capture(account: Account, identity: str) -> list[tuple[float, bytes]]:
+    """Return what was on a network last: times in seconds since 1970, and frames.
+
+    Nothing where the switch is not there, or has not heard of the network.
+    """
+    if not SWITCH.is_there(account):
+        return []
+    with _call(account) as line:
+        if identity not in _say(line, {}).get("networks", {}):
+            return []
+        path = SWITCH.folder(account) / f"capture-{secrets.token_hex(4)}"
+        try:
+            _say(line, {"capture": {identity: path.name}})
+            data = path.read_bytes()
+        except OSError as error:
+            raise _mute(error) from error
+        finally:
+            path.unlink(missing_ok=True)
+    found, at = [], 0
+    while at < len(data):
+        when, length = RECORD.unpack_from(data, at)
+        at += RECORD.size + length
+        found.append((when, data[at - length : at]))
+    return found
 
 
 class Freeze:

@@ -28,6 +28,7 @@ import struct
 import sys
 import termios
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from typing import Any
 from vmlab import private
 from vmlab.network import dhcp, names
 from vmlab.network.line import LENGTH, Line
-from vmlab.network.networks import CARDS, CONTROL, SPEAKS, socket_name
+from vmlab.network.networks import CARDS, CONTROL, RECORD, SPEAKS, socket_name
 from vmlab.network.pipe import Pipe
 from vmlab.network.service import Loop, serve
 
@@ -53,6 +54,8 @@ _NONSENSE = (ValueError, TypeError, AttributeError, KeyError)
 _WORD = 1 << 20
 #: Bytes that a frozen network holds; then its cards are not read any more, and wait.
 _HELD = 16 << 20
+#: Bytes of frames that are kept of a network to be looked at, and of all networks together.
+_KEPT, _KEPT_ALL = 4 << 20, 64 << 20
 #: What QEMU itself sends for a guest whose state it has taken up (RARP), and the seconds for which it may do so.
 _RARP, _ANNOUNCES = b"\x80\x35", 5.0
 
@@ -141,6 +144,7 @@ class Port(Line):
     def _carry(self, frame: bytes) -> None:
         """Hand a frame of this card on to whom it is for."""
         network, target, source = self.network, frame[4:10], frame[10:16]
+        network.note(frame)
         table = network.table
         if table.get(source) is not self and not source[0] & 1:
             network.learn(source, self)
@@ -212,6 +216,7 @@ class Port(Line):
             return
         self._answers += 1
         answer = LENGTH.pack(len(said)) + said
+        self.network.note(answer)
         if self.pipes is None:
             self._queue(answer)
         else:
@@ -234,6 +239,20 @@ class Network:
         self.silent = False
         self.held: list[tuple[str, bytes]] = []
         self.held_bytes = 0
+        #: What was on it last, each behind its length, with its time.
+        self.kept: deque[tuple[float, bytes]] = deque()
+        self.kept_bytes = 0
+
+    def note(self, frame: bytes) -> None:
+        """Keep a frame to be looked at, and let the oldest go."""
+        self.kept.append((time.time(), frame))
+        self.kept_bytes += len(frame)
+        while self.kept_bytes > self.switch.most_kept:
+            self.kept_bytes -= len(self.kept.popleft()[1])
+
+    def capture(self) -> bytes:
+        """Return what was kept, each frame behind its record."""
+        return b"".join(RECORD.pack(when, len(frame) - 4) + frame[4:] for when, frame in self.kept)
 
     def hold(self, key: str, frame: bytes) -> None:
         """Keep what a card has sent until the network thaws."""
@@ -328,6 +347,8 @@ class Switch(Loop):
         self.ignored: set[int] = set()
         #: How a link is, by the number of its QEMU and that of its card, where it is not perfect.
         self.links: dict[str, dict[str, Any]] = {}
+        #: Bytes of frames that are kept of each network.
+        self.most_kept = _KEPT
         #: Cards that something waits for.
         self.reached: set[Port] = set()
         # What cannot be read it is told anew.
@@ -380,6 +401,7 @@ class Switch(Loop):
 
     def _open(self, words: dict[str, dict[str, Any]]) -> None:
         """Make networks, or tell those that there are which addresses they give."""
+        self.most_kept = min(_KEPT, _KEPT_ALL // max(1, len(self._networks.keys() | words.keys())))
         for identity, word in words.items():
             network = self._networks.get(identity)
             if network is None:
@@ -460,6 +482,8 @@ class Switch(Loop):
             found = json.loads((self._folder / Path(name).name).read_text())
             for identity in frozen & found.keys():
                 self._networks[identity].take_up(found[identity])
+        for identity, name in word.get("capture", {}).items():
+            private.replace(self._folder / Path(name).name, self._networks[identity].capture())
         self._thaw(word.get("thaw", []))
         frozen.difference_update(word.get("thaw", []))
 

@@ -17,6 +17,7 @@ from vmlab.machine import Machine, Snapshot
 from vmlab.machines.networks import Network
 from vmlab.machines.proof import Verification
 from vmlab.machines.usage import Usage
+from vmlab.network.capture import Capture
 from vmlab.render import page
 from vmlab.render.view import View
 from vmlab.scenario import Scenario, ScenarioDiff, State
@@ -24,6 +25,7 @@ from vmlab.store.collect import Collected
 from vmlab.study.diff import Diff
 from vmlab.study.timeline import Timeline
 from vmlab.tree import Tree
+from vmlab.views.capture import CaptureView
 from vmlab.views.commands import CommandView
 from vmlab.views.compare_screen import ScreensView
 from vmlab.views.diff import DiffView
@@ -90,6 +92,11 @@ def _(diff: ScenarioDiff) -> View:
 @as_view.register
 def _(state: State) -> View:
     return StateCard(state)
+
+
+@as_view.register
+def _(capture: Capture) -> View:
+    return CaptureView(capture)
 
 
 @as_view.register
