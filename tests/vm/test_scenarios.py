@@ -298,6 +298,38 @@ def test_connections_between_machines_go_on_in_every_state(lab: Lab, called: Cal
     received()
 
 
+def test_machines_that_booted_are_caught_at_one_moment_too(lab: Lab, called: Callable[..., str]) -> None:
+    """Then all of their RAM is written, for as long as that takes; one of them is busy meanwhile."""
+    found = lab.up(pair(called("boot"), delay="80 ms"))
+    found.stop()
+    assert found.state == "off"
+    offline = found.snapshot("off")
+    found.start(boot=True)
+    for machine in found:
+        machine.wait_for_agent(120)
+        machine.wait_until_succeeds("ip addr | grep -q 10.1.0.1", 60)
+    found["two"].succeed("(while :; do :; done &) </dev/null >/dev/null 2>&1")
+    found["one"].wait_until_succeeds("ping -c 1 -W 2 10.1.0.12", 30)
+    found["one"].succeed(f"({PINGS}) </dev/null >/dev/null 2>&1")
+    time.sleep(1)
+    for number in range(2):
+        state = found.snapshot(f"booted {number}")
+        assert state.live
+        time.sleep(0.4)
+        check_log(found)
+        found.revert(state)
+        time.sleep(0.4)
+        check_log(found)
+    # A state in which all were off is one in which nothing is on the wire.
+    found.revert(offline)
+    assert found.state == "off"
+    found.undo()
+    time.sleep(0.4)
+    check_log(found)
+    with pytest.raises(AlreadyExists, match="There is a scenario named"):
+        lab.create(found.name)
+
+
 def test_a_member_has_no_states_of_its_own(
     lab: Lab, called: Callable[..., str], names: Callable[..., str]
 ) -> None:

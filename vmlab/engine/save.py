@@ -220,8 +220,14 @@ class Live:
     ) -> bool | None:
         return self._open.__exit__(kind, error, trace)
 
-    def copy(self) -> None:
-        """Copy what it has changed, or let QEMU begin to write all of its RAM; the guest runs on."""
+    def copy(self, *, whole: bool = True) -> None:
+        """Copy what it has changed, or let QEMU begin to write all of its RAM; the guest runs on.
+
+        Parameters
+        ----------
+        whole
+            False: what needs all of its RAM is left to :meth:`approach`.
+        """
         store, machine = self.store, self.machine
         if self.keep_running:
             if not self.copies:
@@ -230,7 +236,7 @@ class Live:
             machine.pending = Pending("copy", self.state, self._upper)
             self._to_release = True
             store.save_machine(machine)
-        if not self._copy_changes():
+        if not self._copy_changes() and whole:
             self._copy_all()
 
     def _copy_changes(self) -> bool:
@@ -263,8 +269,12 @@ class Live:
         stream.start(self.domain, self._folder)
 
     def approach(self) -> None:
-        """Wait until so little is left that the guest can be stopped at any moment (:meth:`stop` with ``at_once``)."""
+        """Let QEMU write all of the RAM, if need be, until so little is left that the guest can be stopped any moment.
+
+        It may stand still by then: QEMU ends by itself when nothing is left.
+        """
         if self._delta is None:
+            self._copy_all()
             stream.approach(self.domain, APPROACH, LITTLE)
 
     def stop(self, *, at_once: bool = False) -> None:

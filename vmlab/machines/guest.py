@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Seconds that somebody who types waits for what is being done to the machine.
 OPEN_SERIAL = 10.0
 #: What ends the guest that is there, and what is under way in it.
-REPLACES = ("revert", "undo", "rename", "delete")
+REPLACES = ("revert", "undo", "reset", "suspend", "rename", "delete")
 #: Seconds after its start within which a guest that has not answered yet is taken to boot.
 BOOT = 300.0
 

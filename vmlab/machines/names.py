@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from vmlab.errors import AlreadyExists, BadName, RecordDamaged, UsageError
 from vmlab.hypervisor import domain as domains
 from vmlab.records import MachineRecord, check_label, check_name
+from vmlab.store import scenarios
 from vmlab.store.store import Store
 
 
@@ -34,6 +35,8 @@ def need_free(store: Store, name: str) -> None:
     """Refuse a name that a machine has, ours or one that only libvirt knows: of another store, or of virsh."""
     if name in store.machine_names():
         raise taken(name)
+    if name in scenarios.names(store):
+        raise AlreadyExists(f"There is a scenario named '{name}' already.", hint="choose another name")
     if domains.is_known(store.account, store.domain_name(name)):
         raise AlreadyExists(
             f"libvirt has a machine named '{name}' already, which is not of this lab.",

@@ -323,7 +323,6 @@ def _copy(
             for one in members.values():
                 store.add_machine(one.record)
                 load.define(store, one.record, one.domain)
-            whole.open_networks()
             live = [one for one in members.values() if snapshots[one.name].ram is not None]
             with whole.freeze() as freeze:
                 whole.each(

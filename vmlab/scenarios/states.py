@@ -179,10 +179,11 @@ def _catch(
             )
             for member in alive
         }
-        whole.each(lambda member: lives[member.name].copy(), alive)
-        whole.each(lambda member: lives[member.name].approach(), alive)
+        whole.each(lambda member: lives[member.name].copy(whole=False), alive)
         with whole.freeze() as freeze:
             left = freeze.drain(whole.pids())
+            # Not before: whose RAM is written whole may stand still earlier than the others.
+            whole.each(lambda member: lives[member.name].approach(), alive)
             whole.each(lambda member: lives[member.name].stop(at_once=True), alive)
             wire = whole.named(freeze.export())
             whole.each(lambda member: lives[member.name].keep(), alive)
@@ -250,7 +251,6 @@ def _go_to(whole: Whole, target: StateRecord | None, *, keep: bool, force: bool)
     before = replace(record)
     snapshots = _snapshots(whole, target, keep=keep, force=force)
     wire = scenarios.wire(store, record.name, target.id) if target is not None else None
-    whole.open_networks()
     ways = {name: Move(store, member.record, member.domain) for name, member in whole.members.items()}
     kept: StateRecord | None = None
     with whole.freeze() as freeze:
@@ -418,7 +418,6 @@ def _resume(whole: Whole, *, force: bool) -> None:
     if live:
         biggest = max((snapshots[member.name] for member in live), key=lambda found: found.spec.memory)
         need_memory(store, biggest.spec, mapped=True, count=len(live), force=force)
-    whole.open_networks()
     with whole.freeze() as freeze:
         record.pending = ScenarioPending("arrive", state.id)
         whole.save()

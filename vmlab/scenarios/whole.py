@@ -25,7 +25,7 @@ from vmlab.machines import identity
 from vmlab.machines.hold import hold
 from vmlab.machines.move import Move
 from vmlab.machines.several import several
-from vmlab.network.networks import SWITCH, Freeze
+from vmlab.network.networks import Freeze
 from vmlab.records import (
     Hardware,
     MachineRecord,
@@ -95,9 +95,10 @@ class Whole:
         return {name: networks.read(self.store, self.record.full(name)).id for name in self.record.networks}
 
     def freeze(self) -> Freeze:
-        """Freeze its networks, as far as there is something on them."""
-        there = SWITCH.is_there(self.store.account)
-        return Freeze(self.store.account, list(self.network_ids().values()) if there else [])
+        """Freeze its networks."""
+        # The switch may have died a moment ago, and its cards come back to it.
+        self.open_networks()
+        return Freeze(self.store.account, list(self.network_ids().values()))
 
     def pids(self) -> dict[int, str]:
         """Return the members whose QEMUs run, by process number."""
