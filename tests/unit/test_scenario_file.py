@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
+import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from vmlab.errors import NotFound, UsageError
@@ -229,3 +233,23 @@ def test_another_name_must_be_possible_too(folder: Path) -> None:
     assert file.under_name(plan, "shop-2").name == "shop-2"
     with pytest.raises(UsageError, match="longer than 39 signs"):
         file.under_name(plan, "s" * 37)
+
+
+def test_editors_know_the_same_words(folder: Path) -> None:
+    """The schema refuses nothing that vmlab takes, and knows each word of it and no other."""
+    schema = json.loads((Path(file.__file__).parent / "schema.json").read_text())
+    check = jsonschema.Draft202012Validator(schema)
+    check.check_schema(schema)
+    check.validate(tomllib.loads(GOOD))
+    for path in Path(__file__).parents[2].glob("notebooks/*/scenario.toml"):
+        check.validate(tomllib.loads(path.read_text()))
+    parts = {"": schema, **{f"{name}s": schema["$defs"][name] for name in ("network", "machine", "link")}}
+    assert {name: set(part["properties"]) for name, part in parts.items()} == {
+        name: set(words) for name, words in file._KEYS.items()
+    }
+    told = 0
+    for text, _ in BAD.values():
+        with contextlib.suppress(ValueError, RecursionError):
+            told += not check.is_valid(tomllib.loads(text))
+    # What depends on the folder, on images and on other lines only vmlab can tell.
+    assert told > 25
