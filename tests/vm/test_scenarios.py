@@ -642,3 +642,32 @@ def test_a_damaged_record_hides_nothing_and_can_be_deleted(lab: Lab, called: Cal
     assert not any(name.startswith(f"{found.name}.") for name in lab.store.machine_names())
     assert not any(network.name.startswith(f"{found.name}.") for network in lab.networks)
     other.reset()
+
+
+def test_a_machine_that_was_killed_comes_back_with_the_others(lab: Lab, called: Callable[..., str]) -> None:
+    found = lab.up(pair(called("dead")))
+    pid = found["two"].domain.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    # A state of what there is: one that runs, and one that is off.
+    mixed = found.snapshot("mixed")
+    assert found.state == "mixed"
+    assert mixed.live
+    found.reset()
+    assert found.state == "running"
+    assert found["one"].execute("ping -c 1 -W 5 10.1.0.12").ok
+    found.revert(mixed)
+    assert [machine.state for machine in found] == ["running", "off"]
+    found.undo()
+    assert found["one"].execute("ping -c 1 -W 5 10.1.0.12").ok
+    # Suspended, and one of them started alone: then the others are started as they are.
+    found.suspend()
+    found["one"].start()
+    found.start()
+    assert found.state == "running"
+    assert found["one"].execute("ping -c 1 -W 5 10.1.0.12").ok
+    # While it is held by somebody who goes back, whoever uses it waits.
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(found.reset)
+        assert found["two"].succeed("echo here") == "here\n"
+        done.result()
