@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -349,6 +350,40 @@ class Scenario(Shown):
         if name not in record.networks:
             raise NotFound.named(f"network of {self._name}", name, record.networks)
         return networks.one(self._store, record.full(name))
+
+    def reaches(self, source: str, target: str, port: int | None = None, *, timeout: float = 0.0) -> bool:
+        """Whether a machine reaches another one: by a ping, or at a port of TCP. The guests are asked, nobody else.
+
+        Parameters
+        ----------
+        source, target
+            Names in the scenario.
+        timeout
+            Seconds for which it is tried again.
+
+        Raises
+        ------
+        NotFound
+            There is no such machine, or it has no address.
+        """
+        asker = self.machine(source)
+        cards = [card for card in self.machine(target).spec.nics if card.address]
+        own = {card.network for card in asker.spec.nics}
+        nearest = next((card for card in cards if card.network in own), cards[0] if cards else None)
+        if nearest is None:
+            raise NotFound(
+                f"{target} has no address.", hint="give it a card in a network of the scenario's file"
+            )
+        if port is None:
+            command = f"ping -c 1 -W 2 {nearest.address}"
+        else:
+            command = f"nc -w 2 {nearest.address} {port} < /dev/null"
+        end = time.monotonic() + timeout
+        while not asker.execute(f"{command} > /dev/null 2>&1").ok:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.2)
+        return True
 
     # -- looking at it -------------------------------------------------------------------------------------------
 

@@ -153,9 +153,14 @@ def test_a_file_becomes_machines_that_reach_each_other_and_go_back_together(
     assert not any("/srv/index.html" in found for found in paths.values())
     assert not differs.same
     # Break it, and go back; and back to what was broken.
+    assert shop.reaches("client", "web")
+    assert shop.reaches("client", "web", 80)
+    assert not shop.reaches("client", "web", 81)
     shop["router"].succeed("ip link set eth1 down")
+    assert not shop.reaches("client", "web", 80)
     assert not shop["client"].execute(ASK).ok
     shop.reset()
+    assert shop.reaches("client", "web", 80, timeout=10)
     assert shop["client"].succeed(ASK) == "Welcome\n"
     shop.undo()
     assert shop["web"].succeed("cat /srv/index.html") == "Changed\n"
