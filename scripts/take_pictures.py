@@ -72,6 +72,14 @@ DIFF = {
     ),
     "diff": "%vm diff desk tidy",
 }
+SHOP = {
+    "load": LOAD,
+    "up": "%vm up shop",
+    "snapshot": "%vm snapshot shop works",
+    "link": "%vm link shop.web dmz --delay 200ms --loss 5%",
+    "rest": "import time; time.sleep(4)",
+    "list": "%vm list shop",
+}
 APP = {
     "load": LOAD,
     "consoles": "%vm console desk web game",
@@ -102,6 +110,8 @@ def own_lab() -> Iterator[Lab]:
         lab.collect()
         yield lab
     finally:
+        for scenario in lab.scenarios:
+            scenario.delete()
         for machine in lab.machines:
             with contextlib.suppress(VMLabError):
                 machine.delete()
@@ -161,6 +171,8 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
     write_notebook(notebooks / "tree.ipynb", *TREE.values())
     write_notebook(notebooks / "app.ipynb", *APP.values())
     write_notebook(notebooks / "diff.ipynb", *DIFF.values())
+    write_notebook(notebooks / "shop.ipynb", *SHOP.values())
+    shutil.copytree(ROOT / "notebooks" / "shop", notebooks / "shop")
     environment = {"VMLAB_HOME": str(lab.home)}
     with (
         server(notebooks, own, theme=theme, environment=environment) as jupyter,
@@ -184,6 +196,14 @@ def take(theme: str, lab: Lab, folder: Path, work: Path) -> None:
         nb.cell(first).locator("label", has_text="Files").first.click()
         settle(nb, first)
         save(page.screenshot(clip=around(nb, first, first)), folder / f"diff-{theme}.png")
+
+        nb = open_wide(page, jupyter.url("shop.ipynb"))
+        for index in range(len(SHOP)):
+            nb.run(index)
+        first = list(SHOP).index("list")
+        settle(nb, first)
+        save(page.screenshot(clip=around(nb, first, first)), folder / f"scenario-{theme}.png")
+        lab.scenario("shop").delete()
 
         page.set_viewport_size({"width": APP_WIDTH, "height": APP_HEIGHT})
         nb = Notebook(page, jupyter.url("app.ipynb"))
