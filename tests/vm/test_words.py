@@ -17,9 +17,23 @@ from vmlab.render import progress
 
 TRANSCRIPT = Path(__file__).with_name("words.txt")
 #: The names that the transcript uses; each stands for one that nobody else has.
-NAMES = ("web", "db", "own")
+NAMES = ("web", "db", "own", "shop")
 #: Stays open until somebody presses Ctrl-C: tests/vm/test_webconsole.py reads what it says.
 ELSEWHERE = {"console"}
+
+
+SCENARIO = """\
+vmlab = 1
+name = "{name}"
+[networks.lan]
+subnet = "10.1.0.0/24"
+[machines.one]
+image = "tiny"
+nics = ["lan=10.1.0.11"]
+[machines.two]
+image = "tiny"
+nics = ["lan=10.1.0.12"]
+"""
 
 
 def exchanges() -> Iterator[tuple[str, str]]:
@@ -55,6 +69,8 @@ def unique(lab: Lab, names: Callable[..., str]) -> Iterator[dict[str, str]]:
     for name in made.values():
         with contextlib.suppress(VMLabError):
             lab.image(name).delete()
+    with contextlib.suppress(VMLabError):
+        lab.scenario(made["shop"]).delete()
 
 
 def test_each_verb_says_what_a_person_should_read(
@@ -68,6 +84,8 @@ def test_each_verb_says_what_a_person_should_read(
     monkeypatch.setattr(progress, "PATIENCE", 1e6)  # how long it took is said elsewhere
     (tmp_path / "disk.img").write_bytes(bytes(510) + b"\x55\xaa" + bytes(1 << 20))
     (tmp_path / "setup.sh").write_text("uname -n\n")
+    (tmp_path / unique["shop"]).mkdir()
+    (tmp_path / unique["shop"] / "scenario.toml").write_text(SCENARIO.format(name=unique["shop"]))
     wrong = []
     for command, said in exchanges():
         words = re.sub(rf"\b({'|'.join(NAMES)})\b", lambda found: unique[found[0]], command)
