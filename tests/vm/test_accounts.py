@@ -211,6 +211,10 @@ LINES = {
     "network": ["network"],
     # Its guest has no card in a network; tests/vm/test_networks.py changes one that has.
     "link": [],
+    "up": ["up {folder}/scenario.toml --name {scene}"],
+    "capture": ["capture {scene} lan"],
+    "suspend": ["suspend {scene}"],
+    "reset": ["reset {scene}"],
     "doctor": ["doctor"],
     "collect": ["collect"],
     "help": ["help"],
@@ -262,10 +266,14 @@ def test_no_secret_stands_in_an_argument_or_an_environment(
 ) -> None:
     lab, web, _ = busy
     assert set(LINES) == set(commands.verbs()), "a new verb wants its lines here"
-    names = {key: f"{key}-{uuid.uuid4().hex[:6]}" for key in ("new", "other", "image")}
+    names = {key: f"{key}-{uuid.uuid4().hex[:6]}" for key in ("new", "other", "image", "scene")}
     (tmp_path / f"{SECRET}.sh").write_text(f"echo {SECRET}\n")
     # A disk that begins with something that could be started.
     (tmp_path / "disk.img").write_bytes(bytes(510) + b"\x55\xaa" + bytes(1 << 20))
+    (tmp_path / "scenario.toml").write_text(
+        f'vmlab = 1\nname = "x"\ntitle = "{SECRET}"\n[networks.lan]\n[machines.one]\nimage = "tiny"\nnics = ["lan"]\n'
+        f'files = {{ "/root/{SECRET}" = "{SECRET}.sh" }}\nsetup = "{SECRET}.sh"\n'
+    )
     ui = TerminalUI(json=True)
     try:
         with Watch(SECRET) as watch:
@@ -279,6 +287,8 @@ def test_no_secret_stands_in_an_argument_or_an_environment(
         for machine in (names["new"], f"{names['new']}2", names["other"]):
             with contextlib.suppress(VMLabError):
                 lab.machine(machine).delete()
+        with contextlib.suppress(VMLabError):
+            lab.scenario(names["scene"]).delete()
         with contextlib.suppress(VMLabError):
             lab.image(names["image"]).delete()
 
