@@ -35,6 +35,7 @@ ELSEWHERE = {
     # What a person names is theirs.
     "study/diff.py": "saves where a person says",
     "study/timeline.py": "saves where a person says",
+    "network/capture.py": "saves where a person says",
     "guest/screen.py": "saves where a person says",
     "guest/agent.py": "writes output to where a person says",
     "guest/transfer.py": "copies files to where a person says",

@@ -493,7 +493,8 @@ def test_the_disk_becomes_full_under_a_guest(small: Lab) -> None:
     """QEMU stops it instead of telling it of an error; with room again it goes on, and has lost nothing."""
     box = small_box(small)
     fill(small, leave=2 << 20)
-    write = "dd if=/dev/urandom of=/root/big bs=1M count=12 && sync"
+    # Not before this command has ended, which a guest that stands still cannot tell.
+    write = "sleep 2; dd if=/dev/urandom of=/root/big bs=1M count=12 && sync"
     write += " && sha256sum /root/big >/run/new && mv /run/new /run/sum"
     box.succeed(f"({write}) >/run/log 2>&1 &")
     until(lambda: box.state == "paused", 60, "QEMU to stop the guest")

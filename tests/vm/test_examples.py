@@ -118,6 +118,8 @@ class Stage:
             if "before" in words:
                 shop.snapshot("before")
             return
+        # What follows looks at all machines there are, and deletes some.
+        self.end()
         if verb in ("link", "capture"):
             self.gone("web")
             self.lab.create(self.names["web"], "tiny", nics=["lan"])

@@ -107,10 +107,12 @@ class SharedDomain(Domain):
 
     def qmp(self, execute: str, /, **arguments: Any) -> Any:
         """Run a command of QEMU's monitor and return its result; see :meth:`.Domain.qmp`."""
+        was = self.pid
         try:
             return super().qmp(execute, **arguments)
         except (HypervisorError, WrongState):
-            if not self._wait_for_others():
+            # Whoever held the machine may be done by now: then another QEMU is there.
+            if not self._wait_for_others() and self.pid in (None, was):
                 raise
         return super().qmp(execute, **arguments)
 
