@@ -577,6 +577,23 @@ def test_a_process_that_dies_leaves_the_present_or_the_state(lab: Lab, called: C
     assert found.state == "running"
     found["one"].fail("test -e /dev/shm/present")
     assert found["one"].execute("ping -c 1 -W 5 10.1.0.12").ok
+    # Whoever goes elsewhere from there, or starts a machine alone, loses no state that has a name.
+    for leave in (lambda: found.revert("start"), lambda: (found["one"].start(), found.start())):
+        record = scenarios.read(lab.store, found.name)
+        record.pending = ScenarioPending("arrive", again.id)
+        scenarios.save(lab.store, record)
+        found.find("half").describe("held")
+        assert found.state == "suspended"
+        leave()
+        assert found.state == "running"
+        assert [state.name for state in found.snapshots] == ["half"]
+    # Made, and its start not kept yet.
+    record = scenarios.read(lab.store, found.name)
+    record.start = None
+    scenarios.save(lab.store, record)
+    scenarios.remove_state(lab.store, found.name, found.find("start").id)
+    lab.up(pair(found.name))
+    assert found.root == found.find("start")
     # Half made, it can only be deleted.
     record = scenarios.read(lab.store, found.name)
     record.pending = ScenarioPending("make")

@@ -48,8 +48,8 @@ from vmlab.records import (
 )
 from vmlab.render.progress import Progress
 from vmlab.scenarios import states
-from vmlab.scenarios.file import LONGEST, Plan
-from vmlab.scenarios.whole import Member, Whole, hold_all, lock_name
+from vmlab.scenarios.file import LONGEST, MachinePlan, Plan
+from vmlab.scenarios.whole import START, Member, Whole, hold_all, lock_name
 from vmlab.store import networks, scenarios
 from vmlab.store.store import Store
 
@@ -86,14 +86,25 @@ def up(store: Store, wanted: Plan, *, force: bool, tell: Progress) -> None:
                 f"delete it first to make it anew: `%vm delete {wanted.name}`"
             )
         states.start(store, wanted.name, boot=False, force=force)
+        if known.start is None:
+            # Whoever made it died in the moment before.
+            states.snapshot_start(store, wanted.name)
         return
     for other in scenarios.names(store):
-        known = scenarios.read(store, other)
-        if known.digest == wanted.digest and known.start is not None and known.pending is None:
-            start = states.find(store, other, known.start)
-            if start.name == states.START:
-                fork(store, other, start.id, [wanted.name], force=force)
-                return
+        # What a damaged one was made from nobody knows.
+        with contextlib.suppress(VMLabError):
+            known = scenarios.read(store, other)
+            start = states.find(store, other, START)
+            if known.digest == wanted.digest and known.start == start.id and known.pending is None:
+                break
+    else:
+        _up(store, wanted, force=force, tell=tell)
+        return
+    fork(store, other, start.id, [wanted.name], force=force)
+
+
+def _up(store: Store, wanted: Plan, *, force: bool, tell: Progress) -> None:
+    """Make a scenario, and keep its start."""
     with store.lock(lock_name(wanted.name), "up"):
         need_free_name(store, wanted.name)
         record = ScenarioRecord(
@@ -109,16 +120,14 @@ def up(store: Store, wanted: Plan, *, force: bool, tell: Progress) -> None:
         for name in record.members:
             need_free(store, record.full(name))
         # Before anything is made: whether all of it can be had.
-        memory = sum(
-            plan(store, machine.image, _wanted(record, machine))[0].memory
+        specs = [
+            plan(store, machine.image, _wanted(record, machine))[0]
             for machine in wanted.machines.values()
             if _is_there(store, machine.image)
-        )
-        if memory:
-            some = plan(store, next(m.image for m in wanted.machines.values() if _is_there(store, m.image)))[
-                0
-            ]
-            need_memory(store, replace(some, memory=memory), mapped=True, force=force)
+        ]
+        if specs:
+            whole = replace(specs[0], memory=sum(spec.memory for spec in specs))
+            need_memory(store, whole, mapped=True, force=force)
         scenarios.add(store, record)
         try:
             _make(store, record, wanted, force=force, tell=tell)
@@ -129,9 +138,6 @@ def up(store: Store, wanted: Plan, *, force: bool, tell: Progress) -> None:
     tell(f"keeping the start of {wanted.name}", None)
     try:
         states.snapshot_start(store, wanted.name)
-        record = scenarios.read(store, wanted.name)
-        record.start = record.here
-        scenarios.save(store, record)
     except BaseException:
         with interrupts.held():
             delete(store, wanted.name)
@@ -142,7 +148,7 @@ def _is_there(store: Store, image: str) -> bool:
     return Path(store.image_folder(image), "image.json").exists()
 
 
-def _wanted(record: ScenarioRecord, machine: Any) -> Wanted:
+def _wanted(record: ScenarioRecord, machine: MachinePlan) -> Wanted:
     return Wanted(
         memory=machine.memory,
         vcpus=machine.vcpus,

@@ -35,12 +35,9 @@ from vmlab.records import (
     check_label,
     new_id,
 )
-from vmlab.scenarios.whole import Member, Whole, hold_all, recover_keep
+from vmlab.scenarios.whole import START, Member, Whole, hold_all, recover_keep
 from vmlab.store import scenarios
 from vmlab.store.store import Store
-
-#: The name of the state that a scenario has right after its setup.
-START = "start"
 
 
 def visible(store: Store, name: str) -> list[StateRecord]:
@@ -158,6 +155,8 @@ def _keep(whole: Whole, label: str, description: str) -> str:
     for live in lives.values():
         live.stand()
     record.here, record.pending = state.id, None
+    if label == START:
+        record.start = state.id
     whole.save()
     for member in alive:
         shorten(store, member.record, member.domain)
@@ -275,9 +274,18 @@ def _go_to(whole: Whole, target: StateRecord | None, *, keep: bool, force: bool)
     record.pending = None
     whole.save()
     for state in (before.undo, before.continues):
-        if state is not None and state not in (record.undo, record.continues):
-            scenarios.remove_state(store, record.name, state)
+        if state not in (record.undo, record.continues):
+            _drop(store, record.name, state)
     threading.Thread(target=collect_quietly, args=(store,), name="vmlab-collect").start()
+
+
+def _drop(store: Store, name: str, identity: str | None) -> None:
+    """Remove a state that nobody needs any more, unless people see it.
+
+    A scenario waits in one that they see where whoever went there died on the way.
+    """
+    if identity is not None and all(state.id != identity for state in visible(store, name)):
+        scenarios.remove_state(store, name, identity)
 
 
 def _snapshots(
@@ -390,7 +398,7 @@ def start(store: Store, name: str, *, boot: bool, force: bool) -> None:
         if whole.record.continues is not None:
             left, whole.record.continues = whole.record.continues, None
             whole.save()
-            scenarios.remove_state(store, name, left)
+            _drop(store, name, left)
         members = [member.record.name for member in whole.members.values()]
     several(members, lambda full: life.start(store, full, boot=boot, force=force))
 
@@ -444,8 +452,7 @@ def _resume(whole: Whole, *, force: bool) -> None:
             raise
     record.continues, record.pending = None, None
     whole.save()
-    if state.kind == "suspended":
-        scenarios.remove_state(store, record.name, state.id)
+    _drop(store, record.name, state.id)
 
 
 # -- the tree -------------------------------------------------------------------------------------------------------

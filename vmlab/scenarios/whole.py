@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+#: The name of the state that a scenario has right after its setup.
+START = "start"
+
 
 def lock_name(name: str) -> str:
     """Return what is locked while something is done to a scenario."""
@@ -197,6 +200,8 @@ def recover_keep(whole: Whole, pending: ScenarioPending) -> None:
             whole.members[name].record.here = snapshot
             store.save_machine(whole.members[name].record)
         record.here = pending.state
+        if whole.state(pending.state).name == START:
+            record.start = pending.state
         return
     for name, snapshot in pending.snapshots.items():
         if store.snapshot_folder(snapshot).is_dir():
